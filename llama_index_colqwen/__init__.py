@@ -1,0 +1,65 @@
+"""Ask questions of PDF pages as pictures, inside LlamaIndex.
+
+Importing this package loads neither torch nor pymilvus.
+"""
+
+from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
+from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+from llama_index_colqwen.errors import (
+    CollectionNotFoundError,
+    ColQwenError,
+    DimensionMismatchError,
+    DocumentError,
+    DocumentNotFoundError,
+    EncryptedDocumentError,
+    FingerprintMismatchError,
+    InvalidOptionError,
+    MissingDependencyError,
+    QueryError,
+    StoreError,
+    StoreLockedError,
+    UnreadableDocumentError,
+    UnsupportedDocumentError,
+)
+from llama_index_colqwen.index import ColQwenIndex, IndexingReport
+from llama_index_colqwen.maxsim import maxsim
+from llama_index_colqwen.nodes import word_boxes
+from llama_index_colqwen.pages import MultiVector, Page, WordBox
+from llama_index_colqwen.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+from llama_index_colqwen.retriever import ColQwenRetriever
+from llama_index_colqwen.store import MilvusPageStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CollectionNotFoundError",
+    "ColQwenError",
+    "ColQwenIndex",
+    "ColQwenRetriever",
+    "DimensionMismatchError",
+    "DocumentError",
+    "DocumentNotFoundError",
+    "EmbedderFingerprint",
+    "EncryptedDocumentError",
+    "FingerprintMismatchError",
+    "IndexingReport",
+    "InvalidOptionError",
+    "LexicalEmbedder",
+    "MilvusPageStore",
+    "MissingDependencyError",
+    "MissingTextWarning",
+    "MultiVector",
+    "MultiVectorEmbedder",
+    "PDFPageReader",
+    "Page",
+    "QueryError",
+    "SkippedDocumentWarning",
+    "StoreError",
+    "StoreLockedError",
+    "UnreadableDocumentError",
+    "UnsupportedDocumentError",
+    "WordBox",
+    "maxsim",
+    "resolve_embedder",
+    "word_boxes",
+]

@@ -1,0 +1,1 @@
+"""Pages and queries -> multi-vectors: one embedder a module, behind one protocol."""

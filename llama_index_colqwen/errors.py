@@ -1,0 +1,115 @@
+"""What can go wrong, as one tree of errors.
+
+    ColQwenError
+    ├── MissingDependencyError      (ImportError)        an extra is not installed
+    ├── InvalidOptionError          (ValueError)         an argument no component understands
+    ├── DocumentError               (ValueError)
+    │   ├── DocumentNotFoundError   (FileNotFoundError)  no such file, or a folder with nothing to read
+    │   ├── UnsupportedDocumentError                     a file type that is not read
+    │   ├── EncryptedDocumentError                       a password is missing or wrong
+    │   └── UnreadableDocumentError                      truncated, corrupt, empty, or too large to decode
+    ├── QueryError                  (ValueError)         an empty query, or one the embedder cannot read
+    ├── DimensionMismatchError      (ValueError)         multi-vectors of two dims
+    └── StoreError                  (RuntimeError)
+        ├── CollectionNotFoundError (LookupError)        nothing is indexed there
+        ├── FingerprintMismatchError                     another embedder made the collection
+        └── StoreLockedError                             another process holds the Milvus Lite file
+
+Every error is also the builtin in brackets, so that existing handlers keep working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CollectionNotFoundError",
+    "ColQwenError",
+    "DimensionMismatchError",
+    "DocumentError",
+    "DocumentNotFoundError",
+    "EncryptedDocumentError",
+    "FingerprintMismatchError",
+    "InvalidOptionError",
+    "MissingDependencyError",
+    "QueryError",
+    "StoreError",
+    "StoreLockedError",
+    "UnreadableDocumentError",
+    "UnsupportedDocumentError",
+]
+
+
+class ColQwenError(Exception):
+    """The root: catch it to catch everything this package raises on purpose."""
+
+
+class MissingDependencyError(ColQwenError, ImportError):
+    """An optional package is needed; the message has the line that installs it."""
+
+    def __init__(self, need: str, extra: str) -> None:
+        """Say what needs the extra, and how to install it."""
+        super().__init__(f"{need}. Install it with: pip install 'llama-index-colqwen[{extra}]'")
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from the message alone, so that worker processes can pass the error on."""
+        return _rebuild_missing_dependency, (str(self), self.extra)
+
+
+def _rebuild_missing_dependency(message: str, extra: str) -> MissingDependencyError:
+    error = MissingDependencyError.__new__(MissingDependencyError)
+    ImportError.__init__(error, message)
+    error.extra = extra
+    return error
+
+
+class InvalidOptionError(ColQwenError, ValueError):
+    """An argument has a value that no component understands."""
+
+
+class DocumentError(ColQwenError, ValueError):
+    """A file cannot become pages; the message starts with its name."""
+
+
+class DocumentNotFoundError(DocumentError, FileNotFoundError):
+    """There is no such file, or nothing readable in the folder."""
+
+    # OSError formats itself from errno; the sentence is all there is here.
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsupportedDocumentError(DocumentError):
+    """The file's type is not one that is read."""
+
+
+class EncryptedDocumentError(DocumentError):
+    """The PDF is encrypted, and the password is missing or wrong."""
+
+
+class UnreadableDocumentError(DocumentError):
+    """The file is truncated, corrupt, empty, too large to decode, or not what its name says."""
+
+
+class QueryError(ColQwenError, ValueError):
+    """The query is empty, or holds nothing that the embedder can read."""
+
+
+class DimensionMismatchError(ColQwenError, ValueError):
+    """Two multi-vectors, or a multi-vector and a collection, have different dims."""
+
+
+class StoreError(ColQwenError, RuntimeError):
+    """Milvus refused or failed; the message names the collection and the next step."""
+
+
+class CollectionNotFoundError(StoreError, LookupError):
+    """The collection does not exist: nothing has been indexed there."""
+
+
+class FingerprintMismatchError(StoreError):
+    """The collection was made by another embedder; scores across embedders mean nothing."""
+
+
+class StoreLockedError(StoreError):
+    """Another process holds the Milvus Lite file."""

@@ -1,0 +1,146 @@
+"""A `uri` and a token -> a Milvus client, and Milvus's errors -> ours.
+
+Knows nothing of pages or vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_index_colqwen.errors import InvalidOptionError, StoreError, StoreLockedError
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+__all__ = ["connect", "disconnect", "is_local", "milvus_errors", "normalise_uri", "quote"]
+
+_CONNECT_SECONDS = 10
+
+# Milvus Lite's engine is shared by all clients of this process on the same file, and keeps the file locked after the
+# last of them is closed; so they are counted, and the last one lets go of the file.
+_LITE_LOCK = threading.Lock()
+_LITE_CLIENTS: dict[str, int] = {}
+
+
+def is_local(uri: str) -> bool:
+    """Whether a uri is a path for Milvus Lite, and not a server's address."""
+    return "://" not in uri
+
+
+def normalise_uri(uri: str | Path) -> str:
+    """Make a path absolute, so that it names the same database after a change of directory.
+
+    Raises:
+        InvalidOptionError: If it is neither a path ending in `.db` nor an address.
+    """
+    text = str(uri)
+    if not is_local(text):
+        return text
+    if not text.endswith(".db"):
+        raise InvalidOptionError(
+            f"uri is a path ending in .db, or a server's address such as http://localhost:19530; got {text!r}."
+        )
+    return str(Path(text).expanduser().resolve())
+
+
+def connect(uri: str, token: str | None) -> MilvusClient:
+    """Connect; a Milvus Lite file is created if it is not there.
+
+    Raises:
+        StoreLockedError: If another process holds the Milvus Lite file.
+        StoreError: If no server answers, or the path cannot be a database.
+    """
+    return _connect_lite(uri) if is_local(uri) else _connect_server(uri, token)
+
+
+def disconnect(client: MilvusClient, uri: str) -> None:
+    """Close a client; the last one of a Milvus Lite file unlocks the file."""
+    client.close()
+    if not is_local(uri):
+        return
+    from milvus_lite.server_manager import server_manager_instance
+
+    with _LITE_LOCK:
+        _LITE_CLIENTS[uri] -= 1
+        if not _LITE_CLIENTS[uri]:
+            del _LITE_CLIENTS[uri]
+            server_manager_instance.release_server(uri)
+
+
+@contextmanager
+def milvus_errors(action: str, collection: str, uri: str) -> Iterator[None]:
+    """Turn what Milvus raises into a `StoreError` that names the action, the collection and the database."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        # pymilvus logs every error with its traceback before it raises it.
+        with _quiet("pymilvus.decorators"):
+            yield
+    except MilvusException as error:
+        raise StoreError(f"Milvus could not {action} collection {collection!r} at {uri}: {error.message}") from error
+
+
+def quote(value: str) -> str:
+    """Write a string literal of Milvus's filter language; its escapes are JSON's."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _connect_lite(path: str) -> MilvusClient:
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import ConnectionConfigException
+
+    if Path(path).is_file():
+        raise StoreError(
+            f"{path} is a file, and Milvus Lite 3 keeps a folder (version 2 kept a file): use another uri."
+        )
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be created ({error.strerror}): use another uri.") from error
+    with _LITE_LOCK:
+        try:
+            with _quiet("milvus_lite.server_manager"):
+                client = MilvusClient(path)
+        except ConnectionConfigException as error:
+            raise StoreLockedError(
+                f"{path} is in use by another process, and Milvus Lite serves one at a time: close that program or "
+                f"notebook, or let many share it by running `milvus-lite server --data-dir {path} --host 127.0.0.1 "
+                "--port 19530` and opening uri='http://127.0.0.1:19530' everywhere."
+            ) from error
+        _LITE_CLIENTS[path] = _LITE_CLIENTS.get(path, 0) + 1
+    return client
+
+
+def _connect_server(uri: str, token: str | None) -> MilvusClient:
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        return MilvusClient(uri=uri, token=token or "", timeout=_CONNECT_SECONDS)
+    except MilvusException as error:
+        raise StoreError(
+            f"No Milvus answers at {uri} ({error.message}): start the server, or check uri and token. "
+            "A path ending in .db needs no server."
+        ) from error
+
+
+@contextmanager
+def _quiet(logger_name: str) -> Iterator[None]:
+    """Keep a library from logging a traceback for what is raised as an error of ours."""
+    logger = logging.getLogger(logger_name)
+
+    # A new filter each time, so that threads do not end each other's silence.
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)

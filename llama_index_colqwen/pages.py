@@ -1,0 +1,179 @@
+"""The values that flow from a file to an answer.
+
+Plain frozen dataclasses. They know nothing of PDF libraries, models, Milvus or LlamaIndex.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "Candidate",
+    "MultiVector",
+    "Page",
+    "PageImage",
+    "RankedPage",
+    "RenderedPage",
+    "WordBox",
+    "pack_boxes",
+    "unpack_boxes",
+]
+
+MultiVector: TypeAlias = npt.NDArray[np.float32]
+"""Float32, shape (num_tokens, dim), unit rows, no padding rows."""
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """A page's picture, encoded.
+
+    Attributes:
+        data: The encoded image (JPEG unless `mimetype` says otherwise).
+        width: Pixels.
+        height: Pixels.
+        mimetype: Such as `image/jpeg`.
+    """
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    mimetype: str = "image/jpeg"
+
+
+@dataclass(frozen=True)
+class WordBox:
+    """A word and where it stands on the upright page, as fractions of its width and height, origin top left."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class RenderedPage:
+    """One page, drawn upright on white.
+
+    Attributes:
+        page_number: 1-based.
+        page_label: What the document itself calls the page (such as `iv`), else the number.
+        image: RGB.
+        words: The text layer in reading order, a box a word; empty where there is none.
+        text: The same words, joined by spaces and line ends: `text.split()` and `words` correspond one to one.
+    """
+
+    page_number: int
+    page_label: str
+    image: Image.Image
+    words: list[WordBox]
+    text: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The retrieved unit.
+
+    Attributes:
+        page_id: Unique and deterministic: the document's sha256 and the page number.
+        document_id: The document's sha256 in hex; the same bytes are the same document.
+        file_name: The file's name, without folders.
+        page_number: 1-based.
+        text: The text layer, or what OCR read; may be empty.
+        image_path: The page image on disk, if it was written.
+        image: The encoded page image, if it is held in memory.
+        content_hash: Changes when what an embedder sees (image, text) changes; in hex.
+        node: The page as LlamaIndex's node dictionary, without image bytes; opaque to the store.
+    """
+
+    page_id: str
+    document_id: str
+    file_name: str
+    page_number: int
+    text: str = field(repr=False)
+    image_path: str | None = None
+    image: bytes | None = field(default=None, repr=False)
+    content_hash: str = ""
+    node: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The node's metadata."""
+        metadata: Mapping[str, Any] = self.node.get("metadata", {})
+        return metadata
+
+    @property
+    def revision(self) -> str:
+        """Changes when anything that is kept of the page changes, metadata included; in hex."""
+        node = json.dumps(self.node, sort_keys=True)
+        return hashlib.sha256(f"{self.content_hash}\n{node}".encode()).hexdigest()
+
+    def open_image(self) -> Image.Image:
+        """Decode the page image.
+
+        Raises:
+            FileNotFoundError: If the image file is gone.
+            ValueError: If the page has no image at all.
+        """
+        from PIL import Image
+
+        if self.image is not None:
+            return Image.open(io.BytesIO(self.image))
+        if self.image_path is not None:
+            return Image.open(self.image_path)
+        raise ValueError(f"Page {self.page_id} ({self.file_name}, page {self.page_number}) has no image.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A page put forward by the store, with its exact multi-vector."""
+
+    page_id: str
+    vectors: MultiVector = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RankedPage:
+    """A page and its MaxSim score; higher is better."""
+
+    page_id: str
+    score: float
+
+
+_BOX_UNITS = 65535
+
+
+def pack_boxes(words: Sequence[WordBox]) -> str:
+    """Pack where words stand into text: 8 bytes a word, base64.
+
+    A list of numbers would cost ten times as much memory in every node. The words themselves are not packed: they are
+    the page text split at white space, in the same order.
+    """
+    corners = np.array([(word.left, word.top, word.right, word.bottom) for word in words], dtype=np.float64)
+    units = (corners.clip(0.0, 1.0) * _BOX_UNITS).round().astype("<u2")
+    return base64.b64encode(units.tobytes()).decode("ascii")
+
+
+def unpack_boxes(text: str, packed: str) -> list[WordBox]:
+    """Undo `pack_boxes` for the page's text.
+
+    Raises:
+        ValueError: If there is not one box a word.
+    """
+    words = text.split()
+    corners = np.frombuffer(base64.b64decode(packed), dtype="<u2").reshape(-1, 4) / _BOX_UNITS
+    if len(words) != len(corners):
+        raise ValueError(f"The text has {len(words)} words but {len(corners)} boxes; the text was changed afterwards.")
+    return [WordBox(word, *map(float, row)) for word, row in zip(words, corners, strict=True)]

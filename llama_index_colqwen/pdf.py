@@ -1,0 +1,217 @@
+"""A PDF -> page images, text layer, word boxes.
+
+pdfium draws; poppler (through pdf2image) is the alternative. The text layer always comes from pdfium. Knows nothing of
+LlamaIndex, of embedders, or of where page images are kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from llama_index_colqwen.errors import (
+    DocumentError,
+    EncryptedDocumentError,
+    MissingDependencyError,
+    UnreadableDocumentError,
+)
+from llama_index_colqwen.pages import RenderedPage, WordBox
+
+if TYPE_CHECKING:
+    import pypdfium2
+    from PIL import Image
+
+__all__ = ["Renderer", "render_pdf"]
+
+Renderer: TypeAlias = Literal["pdfium", "poppler"]
+
+# Small pages (receipts, cards) are not blown up beyond print resolution.
+_MAX_DPI = 300
+
+# pdfium keeps global state and is not thread-safe: every call into it holds this lock.
+_PDFIUM_LOCK = threading.RLock()
+
+# A generated line-end hyphen, which pdfium reports as one of these; the word goes on in the next line.
+_LINE_HYPHENS = "\x02\ufffe"
+
+_PDFIUM_PASSWORD_ERROR = 4
+
+
+def render_pdf(
+    source: Path | bytes, name: str, renderer: Renderer, max_pixels: int, extract_text: bool, password: str | None
+) -> Iterator[RenderedPage]:
+    """Render a PDF page by page; the arguments and errors are `rendering.render_document`'s."""
+    with _open_pdf(source, name, password) as pdf:
+        with _PDFIUM_LOCK:
+            sizes = [_pixel_size(pdf, index, name, max_pixels) for index in range(len(pdf))]
+        if not sizes:
+            raise UnreadableDocumentError(f"{name}: the PDF has no pages.")
+        drawn = _draw_with_poppler(source, name, sizes, password) if renderer == "poppler" else None
+        for index, size in enumerate(sizes):
+            image = None if drawn is None else next(drawn)
+            with _PDFIUM_LOCK:
+                page = _load_page(pdf, index, name)
+                try:
+                    words, text = _read_text_layer(page) if extract_text else ([], "")
+                    label = pdf.get_page_label(index) or str(index + 1)
+                    if image is None:
+                        image = _draw_with_pdfium(page, size)
+                finally:
+                    page.close()
+            yield RenderedPage(index + 1, label, image, words, text)
+
+
+@contextmanager
+def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
+    import pypdfium2
+
+    with _PDFIUM_LOCK:
+        try:
+            pdf = pypdfium2.PdfDocument(source, password=password)
+            # Without this, what people typed into a form would not be drawn.
+            pdf.init_forms()
+        except pypdfium2.PdfiumError as error:
+            if error.err_code == _PDFIUM_PASSWORD_ERROR:
+                problem = "the password is wrong" if password else "the PDF is encrypted; give password=..."
+                raise EncryptedDocumentError(f"{name}: {problem}.") from error
+            raise UnreadableDocumentError(f"{name}: the PDF is truncated or corrupt ({error}).") from error
+    try:
+        yield pdf
+    finally:
+        with _PDFIUM_LOCK:
+            pdf.close()
+
+
+def _load_page(pdf: pypdfium2.PdfDocument, index: int, name: str) -> pypdfium2.PdfPage:
+    import pypdfium2
+
+    try:
+        return pdf[index]
+    except pypdfium2.PdfiumError as error:
+        raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt ({error}).") from error
+
+
+def _pixel_size(pdf: pypdfium2.PdfDocument, index: int, name: str, max_pixels: int) -> tuple[int, int]:
+    width, height = pdf.get_page_size(index)
+    if not (width > 0 and height > 0):
+        raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt (its size is {width} x {height} points).")
+    scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
+    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
+    return min(max(1, int(width * scale)), max_pixels), min(max(1, int(height * scale)), max_pixels)
+
+
+def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.Image:
+    import pypdfium2
+    import pypdfium2.raw as pdfium
+
+    # pypdfium2's own render() rounds the size by itself; drawing to a given size keeps both renderers' pages equal.
+    bitmap = pypdfium2.PdfBitmap.new_native(*size, pdfium.FPDFBitmap_BGR, rev_byteorder=True)
+    bitmap.fill_rect((255, 255, 255, 255), 0, 0, *size)
+    placement = (0, 0, *size, 0, pdfium.FPDF_ANNOT | pdfium.FPDF_REVERSE_BYTE_ORDER)
+    pdfium.FPDF_RenderPageBitmap(bitmap, page, *placement)
+    if page.formenv is not None:
+        pdfium.FPDF_FFLDraw(page.formenv, bitmap, page, *placement)
+    image: Image.Image = bitmap.to_pil().copy()
+    bitmap.close()
+    return image
+
+
+def _draw_with_poppler(
+    source: Path | bytes, name: str, sizes: list[tuple[int, int]], password: str | None
+) -> Iterator[Image.Image]:
+    try:
+        import pdf2image
+        from pdf2image import exceptions
+    except ImportError as error:
+        raise MissingDependencyError("renderer='poppler' needs pdf2image", "poppler") from error
+
+    convert: Any = pdf2image.convert_from_bytes if isinstance(source, bytes) else pdf2image.convert_from_path
+    start = 0
+    while start < len(sizes):
+        # A process a page is several times slower: neighbours of one size are drawn together, eight at the most.
+        stop = start + 1
+        while stop < len(sizes) and stop - start < 8 and sizes[stop] == sizes[start]:
+            stop += 1
+        try:
+            images = convert(
+                source, first_page=start + 1, last_page=stop, size=sizes[start], userpw=password, use_cropbox=True
+            )
+        except exceptions.PDFInfoNotInstalledError as error:
+            raise DocumentError(
+                f"{name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
+            ) from error
+        except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
+            raise UnreadableDocumentError(f"{name}: poppler cannot read the PDF ({error}).") from error
+        if len(images) != stop - start:
+            raise UnreadableDocumentError(
+                f"{name}: poppler drew {len(images)} of the pages {start + 1} to {stop}; try renderer='pdfium'."
+            )
+        yield from (image.convert("RGB") for image in images)
+        start = stop
+
+
+def _read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
+    import pypdfium2.raw as pdfium
+
+    text_page = page.get_textpage()
+    try:
+        codes = [pdfium.FPDFText_GetUnicode(text_page, index) for index in range(text_page.count_chars())]
+        # Characters that no text can hold (unpaired surrogates of broken fonts, NUL) become spaces, one for one.
+        characters = "".join(chr(code) if code and not 0xD800 <= code <= 0xDFFF else " " for code in codes)
+        locate = _Locator(page, text_page)
+        words: list[WordBox] = []
+        pieces: list[str] = []
+        for match in re.finditer(r"\S+|\s+", characters):
+            piece = match.group()
+            if piece.isspace():
+                pieces.append("\n" if "\n" in piece else " ")
+                continue
+            # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
+            word = piece.translate({ord(hyphen): None for hyphen in _LINE_HYPHENS})
+            first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
+            if not word:
+                continue
+            words.append(WordBox(word, *locate(match.start(), match.start() + len(first_half))))
+            pieces.append(word)
+        text = "".join(pieces).strip()
+    finally:
+        text_page.close()
+    return words, text
+
+
+class _Locator:
+    """Characters of a text page -> their box as fractions of the upright page."""
+
+    # PageToDevice answers in whole pixels of an imagined bitmap: this many make it precise.
+    _UNITS = 1 << 16
+
+    def __init__(self, page: pypdfium2.PdfPage, text_page: pypdfium2.PdfTextPage) -> None:
+        self._page = page
+        self._text_page = text_page
+
+    def __call__(self, start: int, stop: int) -> tuple[float, float, float, float]:
+        import pypdfium2.raw as pdfium
+
+        left = bottom = math.inf
+        right = top = -math.inf
+        char_left, char_bottom, char_right, char_top = (ctypes.c_double() for _ in range(4))
+        for index in (start, stop - 1):
+            pdfium.FPDFText_GetCharBox(self._text_page, index, char_left, char_right, char_bottom, char_top)
+            left, right = min(left, char_left.value), max(right, char_right.value)
+            bottom, top = min(bottom, char_bottom.value), max(top, char_top.value)
+        corners = [self._to_page(left, bottom), self._to_page(right, top)]
+        (x0, y0), (x1, y1) = corners
+        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+    def _to_page(self, x: float, y: float) -> tuple[float, float]:
+        import pypdfium2.raw as pdfium
+
+        device_x, device_y = ctypes.c_int(), ctypes.c_int()
+        pdfium.FPDF_PageToDevice(self._page, 0, 0, self._UNITS, self._UNITS, 0, x, y, device_x, device_y)
+        return device_x.value / self._UNITS, device_y.value / self._UNITS
