@@ -375,6 +375,9 @@ class MilvusPageStore:
 
     def _description(self) -> CollectionDescription | None:
         """Return what the collection says of itself; None if there is no such collection."""
+        # Asking Milvus Lite would create the database, and a mistyped path should leave nothing behind.
+        if self._connection is None and self.is_local and not Path(self.uri).exists():
+            return None
         with self._milvus("open"):
             if not self._client.has_collection(self.collection):
                 return None

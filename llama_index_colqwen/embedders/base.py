@@ -81,14 +81,13 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
     """
     if isinstance(embedder, MultiVectorEmbedder):
         return embedder
-    options: Mapping[str, Any] = {}
-    if isinstance(embedder, EmbedderFingerprint):
-        embedder, options = embedder.model, embedder.options
-    if embedder == "lexical":
+    options: Mapping[str, Any] = embedder.options if isinstance(embedder, EmbedderFingerprint) else {}
+    name = embedder.model if isinstance(embedder, EmbedderFingerprint) else embedder
+    if name == "lexical":
         from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 
         return LexicalEmbedder(**options)
-    got = embedder if isinstance(embedder, str) else type(embedder).__name__
+    got = name if isinstance(name, str) else type(name).__name__
     raise InvalidOptionError(
         f"There is no embedder {got!r}. Use 'lexical', or an object with embed_pages, embed_queries, dim, fingerprint."
     )

@@ -1,0 +1,195 @@
+"""`colqwen`: the main path from a shell.
+
+Knows nothing that the library does not: it parses, calls, and prints. A mistake gets a sentence, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llama_index_colqwen import __version__
+from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+from llama_index_colqwen.errors import ColQwenError
+from llama_index_colqwen.index import ColQwenIndex
+from llama_index_colqwen.reader import PDFPageReader
+from llama_index_colqwen.store import MilvusPageStore
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="colqwen",
+    help="Ask questions of PDF pages as pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+class _Ocr(str, Enum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class _OnError(str, Enum):
+    stop = "raise"
+    skip = "skip"
+
+
+# typer reads these at run time, so they stay Optional while Python 3.10 is supported.
+_Db = Annotated[str, typer.Option("--db", help="A path ending in .db, or a Milvus server's address.")]
+_Token = Annotated[Optional[str], typer.Option("--token", envvar="MILVUS_TOKEN", help="The server's token.")]  # noqa: UP045
+_Collection = Annotated[str, typer.Option("--collection", help="The collection's name.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        _out.print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def index(
+    paths: Annotated[list[str], typer.Argument(help="PDFs, images, or folders of them.")],
+    db: _Db = "./colqwen.db",
+    token: _Token = None,
+    collection: _Collection = "pages",
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where page images are written; by default beside the .db, as NAME.images."),
+    ] = None,
+    ocr: Annotated[
+        _Ocr, typer.Option(help="Which pages to read by OCR; auto: those without a text layer.")
+    ] = _Ocr.auto,
+    language: Annotated[str, typer.Option(help="ISO 639-1 code of the documents' language.")] = "en",
+    password: Annotated[Optional[str], typer.Option(help="Opens encrypted PDFs.")] = None,  # noqa: UP045
+    on_error: Annotated[_OnError, typer.Option(help="skip: leave out what cannot be read.")] = _OnError.stop,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what the collection holds first.")] = False,
+) -> None:
+    """Read files, embed their pages, and store them; what is stored and unchanged is skipped."""
+    with _speaking_plainly():
+        embedder = LexicalEmbedder(language)
+        with MilvusPageStore(db, token, collection) as store:
+            image_dir = images or (Path(store.uri).with_suffix(".images") if store.is_local else Path("colqwen.images"))
+            reader = PDFPageReader(image_dir=image_dir, ocr=ocr.value, password=password, on_error=on_error.value)
+            documents = reader.lazy_load_data(list(paths))
+            if overwrite:
+                store.clear()
+            made = ColQwenIndex(store, embedder)
+            try:
+                made.refresh_ref_docs(documents, show_progress=True)
+            except KeyboardInterrupt:
+                _err.print(f"Interrupted. {store.count()} pages are stored; the same command goes on from there.")
+                raise typer.Exit(130) from None
+            report = made.report
+            _out.print(
+                f"{store.count()} pages in {escape(db)}: {report.added} added, {report.updated} updated, "
+                f"{report.unchanged} unchanged, {report.removed} removed, in {report.seconds:.1f} s."
+            )
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    db: _Db = "./colqwen.db",
+    token: _Token = None,
+    collection: _Collection = "pages",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many pages to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Find the pages that answer a question."""
+    with _speaking_plainly():
+        with MilvusPageStore(db, token, collection) as store:
+            retriever = ColQwenIndex(store, store.fingerprint()).as_retriever(similarity_top_k=top_k)
+            hits = retriever.retrieve(question)
+        rows = [
+            {
+                "rank": rank,
+                "score": round(hit.get_score(), 4),
+                "file_name": hit.metadata.get("file_name"),
+                "page_number": hit.metadata.get("page_number"),
+                "page_label": hit.metadata.get("page_label"),
+                "image_path": getattr(hit.node, "image_path", None),
+                "page_id": hit.node_id,
+            }
+            for rank, hit in enumerate(hits, start=1)
+        ]
+        if as_json:
+            typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+            return
+        table = Table("Rank", "Score", "File", "Page")
+        table.add_column("Image", overflow="fold")  # a cut path could not be copied
+        for row in rows:
+            cells = (row["rank"], f"{row['score']:.3f}", row["file_name"], row["page_label"], row["image_path"])
+            table.add_row(*(escape(str(cell)) for cell in cells))
+        _out.print(table)
+
+
+@app.command()
+def info(db: _Db = "./colqwen.db", token: _Token = None, collection: _Collection = "pages") -> None:
+    """Show what a collection holds, and which embedder made it."""
+    with _speaking_plainly():
+        with MilvusPageStore(db, token, collection) as store:
+            made_by, documents = store.fingerprint(), store.documents()
+        _out.print(f"Collection {collection} in {escape(db)}, made by {escape(str(made_by))}")
+        table = Table("File", "Pages", "Document id")
+        for document in documents:
+            table.add_row(escape(document.file_name), str(document.pages), document.document_id[:16])
+        _out.print(table)
+        _out.print(f"{len(documents)} documents, {sum(document.pages for document in documents)} pages")
+
+
+@app.command()
+def doctor(
+    uri: Annotated[Optional[str], typer.Option(help="A Milvus server to try as well.")] = None,  # noqa: UP045
+    token: _Token = None,
+) -> None:
+    """Try what works on this machine, and print the line that mends what does not."""
+    from llama_index_colqwen.doctor import examine
+
+    healthy = True
+    for finding in examine(uri, token):
+        healthy &= finding.works or not finding.required
+        mark = "[green]works[/]" if finding.works else "[red]broken[/]" if finding.required else "[yellow]absent[/]"
+        _out.print(f"{mark}  {escape(finding.what)}: {escape(finding.detail)}", highlight=False, soft_wrap=True)
+        if finding.mend:
+            _out.print(f"        mend it with: {escape(finding.mend)}", highlight=False, soft_wrap=True)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _speaking_plainly() -> Iterator[None]:
+    """Print our errors and warnings as sentences."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        _err.print(f"[yellow]Note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        except ColQwenError as error:
+            _err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
