@@ -193,3 +193,7 @@ def _speaking_plainly() -> Iterator[None]:
         except ColQwenError as error:
             _err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

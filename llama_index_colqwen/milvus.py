@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from llama_index_colqwen.errors import InvalidOptionError, StoreError, StoreLock
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["connect", "disconnect", "is_local", "milvus_errors", "normalise_uri", "quote"]
+__all__ = ["connect", "disconnect", "is_local", "is_one_of", "milvus_errors", "normalise_uri", "quote"]
 
 _CONNECT_SECONDS = 10
 
@@ -79,8 +79,7 @@ def milvus_errors(action: str, collection: str, uri: str) -> Iterator[None]:
     from pymilvus.exceptions import MilvusException
 
     try:
-        # pymilvus logs every error with its traceback before it raises it.
-        with _quiet("pymilvus.decorators"):
+        with _quiet():
             yield
     except MilvusException as error:
         raise StoreError(f"Milvus could not {action} collection {collection!r} at {uri}: {error.message}") from error
@@ -89,6 +88,14 @@ def milvus_errors(action: str, collection: str, uri: str) -> Iterator[None]:
 def quote(value: str) -> str:
     """Write a string literal of Milvus's filter language; its escapes are JSON's."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def is_one_of(field: str, values: Sequence[str]) -> str:
+    """Write the filter that keeps rows whose field is one of the values.
+
+    pymilvus's own `ids=[...]` pastes ids between single quotes as they are: an apostrophe breaks out of it.
+    """
+    return f"{field} in [{', '.join(map(quote, values))}]"
 
 
 def _connect_lite(path: str) -> MilvusClient:
@@ -105,7 +112,7 @@ def _connect_lite(path: str) -> MilvusClient:
         raise StoreError(f"{path} cannot be created ({error.strerror}): use another uri.") from error
     with _LITE_LOCK:
         try:
-            with _quiet("milvus_lite.server_manager"):
+            with _quiet():
                 client = MilvusClient(path)
         except ConnectionConfigException as error:
             raise StoreLockedError(
@@ -122,7 +129,8 @@ def _connect_server(uri: str, token: str | None) -> MilvusClient:
     from pymilvus.exceptions import MilvusException
 
     try:
-        return MilvusClient(uri=uri, token=token or "", timeout=_CONNECT_SECONDS)
+        with _quiet():
+            return MilvusClient(uri=uri, token=token or "", timeout=_CONNECT_SECONDS)
     except MilvusException as error:
         raise StoreError(
             f"No Milvus answers at {uri} ({error.message}): start the server, or check uri and token. "
@@ -130,17 +138,21 @@ def _connect_server(uri: str, token: str | None) -> MilvusClient:
         ) from error
 
 
-@contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    """Keep a library from logging a traceback for what is raised as an error of ours."""
-    logger = logging.getLogger(logger_name)
+# Who logs a traceback of what is then raised and becomes an error of ours, or (grpc, serving Milvus Lite) of what
+# pymilvus asks of every server and can do without.
+_LOGGERS = ("grpc._server", "milvus_lite.server_manager", "pymilvus.client.connection_manager", "pymilvus.decorators")
 
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     # A new filter each time, so that threads do not end each other's silence.
     def drop(record: logging.LogRecord) -> bool:
         return False
 
-    logger.addFilter(drop)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(drop)
     try:
         yield
     finally:
-        logger.removeFilter(drop)
+        for name in _LOGGERS:
+            logging.getLogger(name).removeFilter(drop)

@@ -6,6 +6,7 @@ From here outward a page is an `ImageNode`; inward it is a `Page`. Knows nothing
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -85,7 +86,7 @@ def page_from_node(node: BaseNode) -> Page:
 
 def node_from_page(page: Page) -> ImageNode:
     """Turn a stored page back into the node it was; a new object each time, since LlamaIndex changes nodes in place."""
-    return ImageNode.from_dict(dict(page.node))
+    return ImageNode.from_dict(copy.deepcopy(dict(page.node)))
 
 
 def word_boxes(node: BaseNode) -> list[WordBox]:

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     import pypdfium2
     from PIL import Image
 
-__all__ = ["Renderer", "render_pdf"]
+__all__ = ["Renderer", "fit_size", "render_pdf"]
 
 Renderer: TypeAlias = Literal["pdfium", "poppler"]
+
+# JPEG's limit is 65,535; libjpeg's is a little below.
+_MAX_SIDE = 65_500
 
 # Small pages (receipts, cards) are not blown up beyond print resolution.
 _MAX_DPI = 300
@@ -48,11 +51,13 @@ def render_pdf(
 ) -> Iterator[RenderedPage]:
     """Render a PDF page by page; the arguments and errors are `rendering.render_document`'s."""
     with _open_pdf(source, name, password) as pdf:
-        with _PDFIUM_LOCK:
-            sizes = [_pixel_size(pdf, index, name, max_pixels) for index in range(len(pdf))]
-        if not sizes:
-            raise UnreadableDocumentError(f"{name}: the PDF has no pages.")
-        drawn = _draw_with_poppler(source, name, sizes, password) if renderer == "poppler" else None
+        scales, sizes = [], []
+        for index in range(len(pdf)):
+            width, height = _page_size(pdf, index, name)
+            scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
+            scales.append(scale)
+            sizes.append(fit_size(width * scale, height * scale, max_pixels))
+        drawn = _draw_with_poppler(source, name, scales, sizes, password) if renderer == "poppler" else None
         for index, size in enumerate(sizes):
             image = None if drawn is None else next(drawn)
             with _PDFIUM_LOCK:
@@ -67,12 +72,23 @@ def render_pdf(
             yield RenderedPage(index + 1, label, image, words, text)
 
 
+def fit_size(width: float, height: float, max_pixels: int) -> tuple[int, int]:
+    """Round a size to whole pixels, at least one a side, within `max_pixels` and what a JPEG can hold."""
+    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
+    longest = min(max_pixels, _MAX_SIDE)
+    return min(max(1, int(width)), longest), min(max(1, int(height)), longest)
+
+
 @contextmanager
 def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
     import pypdfium2
+    import pypdfium2.raw as pdfium
 
     with _PDFIUM_LOCK:
         try:
+            # pdfium keeps the last error code, and sets none for a PDF without pages: after an encrypted file, that
+            # one would seem encrypted too. Loading nothing sets the code for a corrupt file.
+            pdfium.FPDF_LoadMemDocument(b"", 0, None)
             pdf = pypdfium2.PdfDocument(source, password=password)
             # Without this, what people typed into a form would not be drawn.
             pdf.init_forms()
@@ -80,7 +96,9 @@ def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator
             if error.err_code == _PDFIUM_PASSWORD_ERROR:
                 problem = "the password is wrong" if password else "the PDF is encrypted; give password=..."
                 raise EncryptedDocumentError(f"{name}: {problem}.") from error
-            raise UnreadableDocumentError(f"{name}: the PDF is truncated or corrupt ({error}).") from error
+            raise UnreadableDocumentError(
+                f"{name}: the PDF is truncated, corrupt or has no pages ({error})."
+            ) from error
     try:
         yield pdf
     finally:
@@ -97,13 +115,18 @@ def _load_page(pdf: pypdfium2.PdfDocument, index: int, name: str) -> pypdfium2.P
         raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt ({error}).") from error
 
 
-def _pixel_size(pdf: pypdfium2.PdfDocument, index: int, name: str, max_pixels: int) -> tuple[int, int]:
-    width, height = pdf.get_page_size(index)
+def _page_size(pdf: pypdfium2.PdfDocument, index: int, name: str) -> tuple[float, float]:
+    """Return width and height in points, as the page is shown: turned and cropped."""
+    import pypdfium2
+
+    try:
+        with _PDFIUM_LOCK:
+            width, height = pdf.get_page_size(index)
+    except pypdfium2.PdfiumError as error:
+        raise UnreadableDocumentError(f"{name}: page {index + 1} is missing or corrupt ({error}).") from error
     if not (width > 0 and height > 0):
         raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt (its size is {width} x {height} points).")
-    scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
-    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
-    return min(max(1, int(width * scale)), max_pixels), min(max(1, int(height * scale)), max_pixels)
+    return width, height
 
 
 def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.Image:
@@ -123,7 +146,7 @@ def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.I
 
 
 def _draw_with_poppler(
-    source: Path | bytes, name: str, sizes: list[tuple[int, int]], password: str | None
+    source: Path | bytes, name: str, scales: list[float], sizes: list[tuple[int, int]], password: str | None
 ) -> Iterator[Image.Image]:
     try:
         import pdf2image
@@ -139,8 +162,15 @@ def _draw_with_poppler(
         while stop < len(sizes) and stop - start < 8 and sizes[stop] == sizes[start]:
             stop += 1
         try:
+            # By resolution and not by size: poppler exchanges width and height of turned pages when given a size.
             images = convert(
-                source, first_page=start + 1, last_page=stop, size=sizes[start], userpw=password, use_cropbox=True
+                source,
+                first_page=start + 1,
+                last_page=stop,
+                dpi=scales[start] * 72,
+                userpw=password,
+                ownerpw=password,
+                use_cropbox=True,
             )
         except exceptions.PDFInfoNotInstalledError as error:
             raise DocumentError(
@@ -152,7 +182,9 @@ def _draw_with_poppler(
             raise UnreadableDocumentError(
                 f"{name}: poppler drew {len(images)} of the pages {start + 1} to {stop}; try renderer='pdfium'."
             )
-        yield from (image.convert("RGB") for image in images)
+        for image, size in zip(images, sizes[start:stop], strict=True):
+            # Both renderers give the same size; poppler rounds up.
+            yield (image if image.size == size else image.resize(size)).convert("RGB")
         start = stop
 
 
@@ -162,8 +194,8 @@ def _read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
     text_page = page.get_textpage()
     try:
         codes = [pdfium.FPDFText_GetUnicode(text_page, index) for index in range(text_page.count_chars())]
-        # Characters that no text can hold (unpaired surrogates of broken fonts, NUL) become spaces, one for one.
-        characters = "".join(chr(code) if code and not 0xD800 <= code <= 0xDFFF else " " for code in codes)
+        # One character of the string for one of pdfium's: positions in both are the same.
+        characters = "".join(chr(code) if code else " " for code in codes)
         locate = _Locator(page, text_page)
         words: list[WordBox] = []
         pieces: list[str] = []
@@ -173,7 +205,7 @@ def _read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
                 pieces.append("\n" if "\n" in piece else " ")
                 continue
             # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
-            word = piece.translate({ord(hyphen): None for hyphen in _LINE_HYPHENS})
+            word = _join_surrogates(piece.translate({ord(hyphen): None for hyphen in _LINE_HYPHENS}))
             first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
             if not word:
                 continue
@@ -183,6 +215,11 @@ def _read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
     finally:
         text_page.close()
     return words, text
+
+
+def _join_surrogates(text: str) -> str:
+    """Letters beyond 16 bits come as two halves; a half without its other one is no letter."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Locator:
@@ -201,7 +238,7 @@ class _Locator:
         left = bottom = math.inf
         right = top = -math.inf
         char_left, char_bottom, char_right, char_top = (ctypes.c_double() for _ in range(4))
-        for index in (start, stop - 1):
+        for index in range(start, stop):
             pdfium.FPDFText_GetCharBox(self._text_page, index, char_left, char_right, char_bottom, char_top)
             left, right = min(left, char_left.value), max(right, char_right.value)
             bottom, top = min(bottom, char_bottom.value), max(top, char_top.value)

@@ -11,8 +11,8 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from llama_index.core.bridge.pydantic import Field, field_validator
 from llama_index.core.readers.base import BasePydanticReader
@@ -39,6 +39,8 @@ __all__ = ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Sou
 
 Source: TypeAlias = str | PurePath | bytes
 """A path of a file or folder, or a file's bytes."""
+
+_AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -80,7 +82,7 @@ class PDFPageReader(BasePydanticReader):
 
     Attributes:
         image_dir: Where page images are written, once: a second reading writes nothing. What OCR read is kept there
-            too. None keeps images inline.
+            too, and nothing there is read as a document. None keeps images inline.
         renderer: "pdfium", or "poppler" (extra `[poppler]` and poppler's programs; 2-4 times slower).
         max_pixels: A page is drawn to about this many pixels: by default 150 dpi for a letter page, fewer dpi for a
             poster.
@@ -96,11 +98,16 @@ class PDFPageReader(BasePydanticReader):
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1)
     extract_text: bool = True
     ocr: Literal["auto", "always", "never"] = "auto"
-    password: str | None = Field(default=None, repr=False)
+    password: str | None = Field(default=None, repr=False, exclude=True)
     on_error: Literal["raise", "skip"] = "raise"
     is_remote: bool = False
 
     model_config = {"extra": "forbid"}
+
+    @field_validator("image_dir", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, PurePath) else value
 
     @field_validator("ocr")
     @classmethod
@@ -185,7 +192,7 @@ class PDFPageReader(BasePydanticReader):
         for page in pages:
             image = encode_image(page.image)
             words, text, text_source = self._read_text(page, image)
-            if text_source == "none" and self._wants_ocr(page):
+            if text_source == "none" and not ocr.is_available() and self._wants_ocr(page):
                 without_text.append(f"{file.name} page {page.page_number}")
             metadata = {
                 **extra_info,
@@ -260,18 +267,24 @@ class PDFPageReader(BasePydanticReader):
                 name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
                 files.append(_File(name, extra_info.get("file_path"), one))
             elif isinstance(one, (str, PurePath)):
-                files.extend(_find_local(Path(one)) if fs is None else _find_remote(str(one), fs))
+                files.extend(_find_local(Path(one), self.image_dir) if fs is None else _find_remote(str(one), fs))
             else:
                 raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
         return files
 
 
-def _find_local(path: Path) -> Iterable[_File]:
+def _find_local(path: Path, image_dir: str | Path | None) -> Iterable[_File]:
     path = path.expanduser()
     if path.is_dir():
-        inside = sorted(child for child in path.rglob("*") if child.is_file() and not _is_hidden(child, path))
-        chosen = [child for child in inside if child.suffix.lower() in SUPPORTED_SUFFIXES]
-        _require_some(chosen, str(path), [child.suffix.lower() or "(none)" for child in inside])
+        written = Path(image_dir).resolve() if image_dir else None
+        inside = [
+            child
+            for child in sorted(path.rglob("*"))
+            if child.is_file()
+            and not _is_hidden(child.relative_to(path))
+            and not (written and child.resolve().is_relative_to(written))
+        ]
+        chosen = _readable(inside, str(path))
     elif path.exists():
         chosen = [path]
     else:
@@ -281,23 +294,26 @@ def _find_local(path: Path) -> Iterable[_File]:
 
 def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
     if fs.isdir(path):
-        inside = [PurePath(child) for child in sorted(fs.find(path))]
-        chosen = [child for child in inside if child.suffix.lower() in SUPPORTED_SUFFIXES]
-        _require_some(chosen, path, [child.suffix.lower() or "(none)" for child in inside])
-        return [_File(child.name, child.as_posix(), None, fs) for child in chosen]
+        root = PurePosixPath(fs._strip_protocol(path))
+        inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
+        chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
+        return [_File(child.name, str(child), None, fs) for child in chosen]
     if not fs.exists(path):
         raise DocumentNotFoundError(f"{path}: there is no such file or folder on {type(fs).__name__}.")
-    return [_File(PurePath(path).name, path, None, fs)]
+    return [_File(PurePosixPath(path).name, path, None, fs)]
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
-def _require_some(chosen: Sequence[object], folder: str, suffixes: Sequence[str]) -> None:
+def _readable(inside: Sequence[_AnyPath], folder: str) -> list[_AnyPath]:
+    """Keep the files of a folder that are of a type that is read; a folder without any is an error."""
+    chosen = [child for child in inside if child.suffix.lower() in SUPPORTED_SUFFIXES]
     if chosen:
-        return
-    found = f"only files of type {', '.join(sorted(set(suffixes)))}" if suffixes else "no files at all"
+        return chosen
+    suffixes = sorted({child.suffix.lower() or "(none)" for child in inside})
+    found = f"only files of type {', '.join(suffixes)}" if suffixes else "no files at all"
     supported = ", ".join(sorted(SUPPORTED_SUFFIXES))
     raise DocumentNotFoundError(f"{folder}: the folder has {found}; supported are {supported}.")
 

@@ -6,29 +6,35 @@ Knows nothing of LlamaIndex, of embedders, or of where page images are kept.
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageSequence
 
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
 from llama_index_colqwen.pages import PageImage, RenderedPage
-from llama_index_colqwen.pdf import Renderer, render_pdf
+from llama_index_colqwen.pdf import Renderer, fit_size, render_pdf
 
 __all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_SUFFIXES", "Renderer", "encode_image", "render_document"]
 
 _PDF_SUFFIXES = frozenset({".pdf"})
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+# How PNG, JPEG, WebP and TIFF files begin: what has no name is known by these.
+_IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"II*\0", b"MM\0*")
 SUPPORTED_SUFFIXES = _PDF_SUFFIXES | _IMAGE_SUFFIXES
 
 DEFAULT_MAX_PIXELS = 2_103_750
 """A letter page at 150 dpi (1275 x 1650): 1.9 times, linearly, what ColQwen2's 768 visual tokens can see."""
 
-# Three bytes a pixel while decoding: half a gigabyte. Pillow's own limit for refusing is the same number.
+# Decoding takes up to 16 bytes a pixel (transparent images), 8 for most: 1.4 GB at the limit, which is Pillow's own.
 _MAX_DECODED_PIXELS = 178_956_970
+_TOO_LARGE = f"at most {_MAX_DECODED_PIXELS // 10**6} megapixels are decoded; scale it down first."
 
 
 def render_document(
@@ -44,7 +50,8 @@ def render_document(
 
     Args:
         source: A file on this machine, or its bytes.
-        name: The file's name: its suffix says what the content has to be, and error messages start with it.
+        name: The file's name: error messages start with it, and its suffix says what the content has to be. Without a
+            suffix the content says.
         renderer: For PDFs; images are decoded by Pillow.
         max_pixels: Pages of a PDF are drawn to about this many pixels, whatever their size in inches; images are only
             ever scaled down to it.
@@ -52,7 +59,7 @@ def render_document(
         password: Opens an encrypted PDF.
 
     Raises:
-        UnsupportedDocumentError: If neither suffix nor content is one that is read.
+        UnsupportedDocumentError: If the suffix, or the content of what has none, is not one that is read.
         EncryptedDocumentError: If the password is missing or wrong.
         UnreadableDocumentError: If the content is corrupt, truncated, has no pages, or is not what the suffix says.
         MissingDependencyError: If poppler is asked for and not installed.
@@ -77,7 +84,7 @@ def _is_pdf(source: Path | bytes, name: str) -> bool:
     pdf_content = b"%PDF-" in head
     if not head:
         raise UnreadableDocumentError(f"{name}: the file is empty.")
-    if suffix not in SUPPORTED_SUFFIXES and not (not suffix and pdf_content):
+    if suffix not in SUPPORTED_SUFFIXES and (suffix or not (pdf_content or head.startswith(_IMAGE_HEADS))):
         raise UnsupportedDocumentError(
             f"{name}: files of type {suffix or '(none)'} are not read; supported are "
             f"{', '.join(sorted(SUPPORTED_SUFFIXES))}."
@@ -96,56 +103,96 @@ def _read_head(path: Path, name: str) -> bytes:
 
 
 def _render_image_file(source: Path | bytes, name: str, max_pixels: int) -> Iterator[RenderedPage]:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with warnings.catch_warnings():
-        # Between 89 and 179 megapixels Pillow warns; those pages are decoded and scaled down.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _decoding(name):
+        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    with opened:
+        if opened.format not in {"PNG", "JPEG", "MPO", "WEBP", "TIFF"}:
+            raise UnreadableDocumentError(f"{name}: this is a {opened.format} file by its content.")
+        # Only a TIFF's frames are pages; in PNG, WebP and MPO they are an animation or a second view.
+        frames = ImageSequence.Iterator(opened) if opened.format == "TIFF" else iter([opened])
+        for number in itertools.count(1):
+            with _decoding(f"{name}: page {number}"):
+                frame = next(frames, None)
+                image = None if frame is None else _decode(frame, f"{name}: page {number}", max_pixels)
+            if image is None:
+                return
+            yield RenderedPage(number, str(number), image, [], "")
+
+
+# Warning filters belong to the whole process: threads that change them take turns.
+_WARNINGS_LOCK = threading.Lock()
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Turn whatever Pillow raises over a broken file into one error, and its warnings into silence."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            with Image.open(file) as opened:
-                if opened.format not in {"PNG", "JPEG", "MPO", "WEBP", "TIFF"}:
-                    raise UnreadableDocumentError(f"{name}: this is a {opened.format} file by its content.")
-                # Only a TIFF's frames are pages; in PNG, WebP and MPO they are an animation or a second view.
-                frames = ImageSequence.Iterator(opened) if opened.format == "TIFF" else [opened]
-                for number, frame in enumerate(frames, start=1):
-                    image = _decode(frame, name, number, max_pixels)
-                    yield RenderedPage(number, str(number), image, [], "")
+            yield
+        except DocumentError:
+            raise
         except Image.DecompressionBombError as error:
-            raise UnreadableDocumentError(
-                f"{name}: the image has more than {_MAX_DECODED_PIXELS // 10**6} megapixels; scale it down first."
-            ) from error
-        except (OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, DocumentError):
-                raise
-            raise UnreadableDocumentError(f"{name}: the image is truncated or corrupt ({error}).") from error
+            raise UnreadableDocumentError(f"{what}: {_TOO_LARGE}") from error
+        except Exception as error:  # over corrupt files Pillow raises OSError, TypeError, KeyError and more
+            raise UnreadableDocumentError(f"{what}: the image is truncated or corrupt ({error}).") from error
 
 
-def _decode(frame: Image.Image, name: str, number: int, max_pixels: int) -> Image.Image:
+def _decode(frame: Image.Image, what: str, max_pixels: int) -> Image.Image:
     if frame.width * frame.height > _MAX_DECODED_PIXELS:
-        raise UnreadableDocumentError(
-            f"{name}: page {number} is {frame.width} x {frame.height} pixels, and at most "
-            f"{_MAX_DECODED_PIXELS // 10**6} megapixels are decoded; scale it down first."
-        )
-    scale = math.sqrt(max_pixels / (frame.width * frame.height))
-    size = frame.size
-    if scale < 1:
-        size = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
-        frame.draft("RGB", size)  # a JPEG is decoded at a fraction of its size; other formats ignore this
-    # The turn is read from the frame before the pixels are converted: conversions drop the EXIF record.
-    turned = ImageOps.exif_transpose(frame)
-    if turned.size[0] * frame.size[0] and (turned.width > turned.height) != (frame.width > frame.height):
-        size = size[1], size[0]
-    upright = _to_rgb(turned)
-    return upright.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0) if upright.size != size else upright
+        raise UnreadableDocumentError(f"{what}: {frame.width} x {frame.height} pixels; {_TOO_LARGE}")
+    size = _target_size(frame, max_pixels)
+    frame.draft("RGB", size)  # a JPEG is decoded at a fraction of its size; other formats ignore this
+    frame.load()
+    if frame.format == "TIFF":
+        size = _target_size(frame, max_pixels)  # Pillow turns a TIFF as it loads it, and forgets the orientation
+    # Noted before the pixels are converted: conversions drop the EXIF record.
+    orientation = frame.getexif().get(ExifTags.Base.Orientation, 1)
+    # Scaled down in few bytes a pixel, and only then made RGB: memory is what a large scan costs.
+    image = _scalable(frame)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return _on_white(image.transpose(_TURNS[orientation]) if orientation in _TURNS else image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Draw any Pillow mode the way a viewer shows it: 16 bits rescaled to 8, transparency on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") else max(values.max(), 1.0)
-        return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+def _target_size(frame: Image.Image, max_pixels: int) -> tuple[int, int]:
+    scale = min(1.0, math.sqrt(max_pixels / (frame.width * frame.height)))
+    return fit_size(frame.width * scale, frame.height * scale, max_pixels)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+
+
+def _scalable(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to one of 8 bits a channel that can be resampled."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        key = image.info.get("transparency")
+        if not isinstance(key, int):
+            return grey
+        return Image.merge("LA", (grey, Image.fromarray((values != key).astype(np.uint8) * np.uint8(255))))
+    if image.mode in {"I", "F"}:
+        values = np.asarray(image)
+        top = 65535 if image.mode == "I" and values.max() > 255 else max(float(values.max()), 1.0)
+        return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.has_transparency_data:
+        return image.convert("LA" if image.mode in {"1", "L", "LA"} else "RGBA")
+    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Draw what is transparent as a viewer shows it: on white."""
+    if image.mode in {"LA", "RGBA"}:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

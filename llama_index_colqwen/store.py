@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors, join_chunks
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
@@ -30,7 +30,7 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     StoreError,
 )
-from llama_index_colqwen.milvus import connect, disconnect, is_local, milvus_errors, normalise_uri, quote
+from llama_index_colqwen.milvus import connect, disconnect, is_local, is_one_of, milvus_errors, normalise_uri, quote
 from llama_index_colqwen.pages import Candidate, MultiVector, Page
 from llama_index_colqwen.schema import (
     CollectionDescription,
@@ -48,9 +48,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
 
-_MAX_ROWS = 16_384  # a server's limit for one query
 _WRITE_PAGES = 16  # a ColQwen2 page is 0.2 MB; a server takes messages up to 64 MB
 _READ_PAGES = 64
+_DELETE_PAGES = 1024
+
+_Item = TypeVar("_Item")
 
 _STRONG: dict[str, Any] = {"consistency_level": "Strong"}
 """Read what was just written, whoever wrote it."""
@@ -180,8 +182,8 @@ class MilvusPageStore:
                     f"Collection {self.collection!r} holds {dim}-dim vectors; page {page.page_id} came with shape "
                     f"{multi_vector.shape}."
                 )
-        for start in range(0, len(pages), _WRITE_PAGES):
-            self._add_batch(pages[start : start + _WRITE_PAGES], vectors[start : start + _WRITE_PAGES])
+        for some, some_vectors in zip(_batches(pages, _WRITE_PAGES), _batches(vectors, _WRITE_PAGES), strict=True):
+            self._add_batch(some, some_vectors)
 
     def update(self, pages: Sequence[Page]) -> None:
         """Rewrite what is kept of pages (metadata, image path) whose content, and so their vectors, did not change.
@@ -207,7 +209,7 @@ class MilvusPageStore:
         for document_id in document_ids:
             expression = f"document_id == {quote(document_id)}"
             doomed.extend(self._scan(["page_id", "content_hash"], expression))
-        self._delete_rows({row["page_id"]: row["content_hash"] for row in doomed})
+        self._delete_pages({row["page_id"]: row["content_hash"] for row in doomed})
         return len({row["page_id"] for row in doomed})
 
     def delete_other_versions(self, file_path: str, document_id: str) -> int:
@@ -219,7 +221,7 @@ class MilvusPageStore:
         self._require_open()
         expression = f'metadata["file_path"] == {quote(file_path)} and document_id != {quote(document_id)}'
         doomed = self._scan(["page_id", "content_hash"], expression)
-        self._delete_rows({row["page_id"]: row["content_hash"] for row in doomed})
+        self._delete_pages({row["page_id"]: row["content_hash"] for row in doomed})
         return len(doomed)
 
     def clear(self) -> None:
@@ -315,27 +317,31 @@ class MilvusPageStore:
                 for page in pages
                 if page.page_id in before and before[page.page_id].content_hash != page.content_hash
             ]
-            if outdated:
-                self._client.delete(self._vectors_collection, ids=outdated)
+            self._remove_rows(self._vectors_collection, "vector_id", outdated)
 
-    def _delete_rows(self, content_hashes: dict[str, str]) -> None:
-        page_ids = sorted(content_hashes)
+    def _delete_pages(self, content_hashes: Mapping[str, str]) -> None:
+        ids = [vector_id(page_id, content_hash) for page_id, content_hash in content_hashes.items()]
         with self._milvus("delete from"):
-            for start in range(0, len(page_ids), _MAX_ROWS):
-                some = page_ids[start : start + _MAX_ROWS]
-                self._client.delete(self.collection, ids=some)
-                self._client.delete(
-                    self._vectors_collection, ids=[vector_id(page_id, content_hashes[page_id]) for page_id in some]
-                )
+            # Pages first: without its row, a page is gone, whatever happens next.
+            self._remove_rows(self.collection, "page_id", list(content_hashes))
+            self._remove_rows(self._vectors_collection, "vector_id", ids)
 
     def _get_rows(self, page_ids: Sequence[str], fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
         self._require_open()
-        rows: list[dict[str, Any]] = []
         with self._milvus("read"):
-            for start in range(0, len(page_ids), _READ_PAGES):
-                ids = list(page_ids[start : start + _READ_PAGES])
-                rows.extend(self._client.get(self.collection, ids=ids, output_fields=list(fields), **_STRONG))
+            return self._read_rows(self.collection, "page_id", page_ids, fields)
+
+    def _read_rows(
+        self, collection: str, key: str, values: Sequence[str], fields: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for some in _batches(values, _READ_PAGES):
+            rows.extend(self._client.query(collection, is_one_of(key, some), output_fields=list(fields), **_STRONG))
         return rows
+
+    def _remove_rows(self, collection: str, key: str, values: Sequence[str]) -> None:
+        for some in _batches(values, _DELETE_PAGES):
+            self._client.delete(collection, filter=is_one_of(key, some))
 
     def _scan(self, fields: Sequence[str], expression: str = "") -> list[dict[str, Any]]:
         """Return all rows, or those an expression keeps, in no order."""
@@ -361,13 +367,10 @@ class MilvusPageStore:
         missing = [
             page_id for page_id, content in stored.items() if self._resident.get(page_id, ("", b""))[0] != content
         ]
-        for start in range(0, len(missing), _READ_PAGES):
-            some = missing[start : start + _READ_PAGES]
+        for some in _batches(missing, _READ_PAGES):
             ids = [vector_id(page_id, stored[page_id]) for page_id in some]
-            with self._milvus("read vectors"):
-                rows = self._client.get(
-                    self._vectors_collection, ids=ids, output_fields=["page_id", "chunks"], **_STRONG
-                )
+            with self._milvus("read vectors of"):
+                rows = self._read_rows(self._vectors_collection, "vector_id", ids, ["page_id", "chunks"])
             for row in rows:
                 self._resident[row["page_id"]] = stored[row["page_id"]], join_chunks(row["chunks"])
 
@@ -441,3 +444,7 @@ class MilvusPageStore:
 
     def _milvus(self, action: str) -> AbstractContextManager[None]:
         return milvus_errors(action, self.collection, self.uri)
+
+
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

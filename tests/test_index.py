@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from llama_index.core.schema import BaseNode, Document, ImageDocument, ImageNode
+from PIL import Image
+
+from llama_index_colqwen import (
+    ColQwenIndex,
+    EmbedderFingerprint,
+    FingerprintMismatchError,
+    IndexingReport,
+    InvalidOptionError,
+    MilvusPageStore,
+    MultiVector,
+    Page,
+)
+from tests.fakes import TableEmbedder, unit_rows
+
+
+class CountingEmbedder(TableEmbedder):
+    """Embeds any text, and can be told to fail after some pages."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        super().__init__(_AnyText())
+        self.fail_after = fail_after
+
+    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
+        if self.fail_after is not None and len(self.embedded) + len(pages) > self.fail_after:
+            raise KeyboardInterrupt
+        return super().embed_pages(pages)
+
+
+class _AnyText(dict[str, MultiVector]):
+    def __getitem__(self, text: str) -> MultiVector:
+        return unit_rows(len(text), 3)
+
+    def __contains__(self, text: object) -> bool:
+        return True
+
+
+def picture(colour: str = "white") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_document(
+    folder: Path, number: int, text: str | None = None, document_id: str = "d", **metadata: object
+) -> ImageDocument:
+    path = folder / f"{document_id}-{number}.png"
+    path.write_bytes(picture())
+    return ImageDocument(
+        id_=f"{document_id}-p{number:05d}",
+        text=f"text {number}" if text is None else text,
+        image_path=str(path),
+        metadata={"file_name": f"{document_id}.pdf", "document_id": document_id, "page_number": number, **metadata},
+    )
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ColQwenIndex]:
+    made = ColQwenIndex(MilvusPageStore(tmp_path / "pages.db"), CountingEmbedder())
+    yield made
+    made.store.close()
+
+
+def counts(report: IndexingReport) -> tuple[int, int, int, int]:
+    return report.added, report.updated, report.unchanged, report.removed
+
+
+def test_unchanged_pages_are_not_embedded_again(index: ColQwenIndex, tmp_path: Path) -> None:
+    documents = [make_document(tmp_path, number) for number in range(1, 21)]
+    index.insert_nodes(documents)
+    assert counts(index.report) == (20, 0, 0, 0)
+    index.insert_nodes(documents)
+    assert counts(index.report) == (0, 0, 20, 0)
+    assert len(index.embedder.embedded) == 20  # type: ignore[attr-defined]
+
+
+def test_changed_metadata_is_stored_without_embedding_again(index: ColQwenIndex, tmp_path: Path) -> None:
+    index.insert(make_document(tmp_path, 1, year=2023))
+    index.insert(make_document(tmp_path, 1, year=2024))
+    assert counts(index.report) == (0, 1, 0, 0)
+    assert index.embedder.embedded == ["text 1"]  # type: ignore[attr-defined]
+    assert index.store.get(["d-p00001"])[0].metadata["year"] == 2024
+
+
+@pytest.mark.parametrize("change", ["text", "image"])
+def test_changed_text_or_image_is_embedded_again(index: ColQwenIndex, tmp_path: Path, change: str) -> None:
+    index.insert(make_document(tmp_path, 1))
+    document = make_document(tmp_path, 1, text="other" if change == "text" else None)
+    if change == "image":
+        Path(document.image_path or "").write_bytes(picture("red"))
+    index.insert(document)
+    assert counts(index.report) == (0, 1, 0, 0)
+    assert len(index.embedder.embedded) == 2  # type: ignore[attr-defined]
+    assert index.store.count() == 1
+
+
+def test_interruption_keeps_finished_pages_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    documents = [make_document(tmp_path, number) for number in range(1, 41)]
+    uri = tmp_path / "pages.db"
+    with pytest.raises(KeyboardInterrupt):
+        ColQwenIndex.from_documents(documents, CountingEmbedder(fail_after=35), uri=uri, show_progress=False)
+    second = CountingEmbedder()
+    index = ColQwenIndex.from_documents(documents, second, uri=uri, show_progress=False)
+    assert counts(index.report) == (8, 0, 32, 0)
+    assert second.embedded == [f"text {number}" for number in range(33, 41)]
+    assert index.store.count() == 40
+    index.store.close()
+
+
+def test_repeated_pages_of_one_run_are_written_once_under_the_first_name(index: ColQwenIndex, tmp_path: Path) -> None:
+    first, second = make_document(tmp_path, 1), make_document(tmp_path, 1)
+    second.metadata["file_name"] = "copy.pdf"
+    assert index.refresh_ref_docs([first, second]) == [True, False]
+    assert index.store.get(["d-p00001"])[0].file_name == "d.pdf"
+
+
+def test_lazy_documents_are_consumed_a_batch_at_a_time(index: ColQwenIndex, tmp_path: Path) -> None:
+    taken = 0
+
+    def documents() -> Iterator[BaseNode]:
+        nonlocal taken
+        for number in range(1, 50):
+            assert taken - len(index.embedder.embedded) <= 16  # type: ignore[attr-defined]
+            taken += 1
+            yield make_document(tmp_path, number)
+
+    index.insert_nodes(documents())
+    assert index.store.count() == 49
+
+
+def test_refresh_replaces_what_an_earlier_version_of_a_file_left(index: ColQwenIndex, tmp_path: Path) -> None:
+    path = str(tmp_path / "report.pdf")
+    old = [make_document(tmp_path, number, document_id="old", file_path=path) for number in (1, 2, 3)]
+    other = make_document(tmp_path, 1, document_id="other", file_path=str(tmp_path / "other.pdf"))
+    assert index.refresh_ref_docs([*old, other]) == [True] * 4
+    new = [make_document(tmp_path, number, document_id="new", file_path=path) for number in (1, 2)]
+    assert index.refresh_ref_docs([*new, other]) == [True, True, False]
+    assert counts(index.report) == (2, 0, 1, 3)
+    assert [document.document_id for document in index.store.documents()] == ["new", "other"]
+
+
+def test_insert_does_not_remove_other_versions(index: ColQwenIndex, tmp_path: Path) -> None:
+    for version in ("old", "new"):
+        index.insert(make_document(tmp_path, 1, document_id=version, file_path="/same.pdf"))
+    assert index.store.count() == 2
+
+
+def test_deleting_takes_a_page_or_a_whole_document(index: ColQwenIndex, tmp_path: Path) -> None:
+    index.insert_nodes([make_document(tmp_path, number) for number in (1, 2, 3, 4)])
+    assert index.delete_ref_doc("d-p00002") == 1
+    assert index.delete_nodes(["d-p00001", "absent"]) == 1
+    assert index.delete_ref_doc("d") == 2
+    assert index.delete_ref_doc("d") == 0
+    assert index.store.count() == 0
+
+
+def test_inline_images_are_written_beside_the_database(tmp_path: Path) -> None:
+    document = ImageDocument(text="inline", image=base64.b64encode(picture("red")), image_mimetype="image/png")
+    index = ColQwenIndex.from_documents([document], CountingEmbedder(), uri=tmp_path / "x.db", show_progress=False)
+    [page] = index.store.get([document.id_])
+    assert page.image_path is not None
+    assert Path(page.image_path).is_relative_to(tmp_path / "x.images")
+    assert Path(page.image_path).suffix == ".png"
+    assert Image.open(page.image_path).getpixel((0, 0)) == (255, 0, 0)
+    index.insert(document)
+    assert counts(index.report) == (0, 0, 1, 0)
+    index.store.close()
+
+
+def test_image_nodes_of_the_users_own_are_pages(index: ColQwenIndex, tmp_path: Path) -> None:
+    (tmp_path / "own.png").write_bytes(picture())
+    node = ImageNode(id_="own", text="mine", image_path=str(tmp_path / "own.png"), metadata={"colour": "white"})
+    node.excluded_llm_metadata_keys = ["colour"]
+    index.insert(node)
+    [page] = index.store.get(["own"])
+    assert (page.document_id, page.file_name, page.page_number) == ("own", "own.png", 1)
+    assert page.node["excluded_llm_metadata_keys"] == ["colour"]
+
+
+def test_document_without_an_image_is_refused_with_the_way_to_get_one(index: ColQwenIndex) -> None:
+    with pytest.raises(InvalidOptionError, match="has no page image.*PDFPageReader"):
+        index.insert(Document(text="only words"))
+
+
+@pytest.mark.parametrize("number", [0, -1, "4", None, True])
+def test_page_number_that_is_no_count_is_refused(index: ColQwenIndex, tmp_path: Path, number: object) -> None:
+    document = make_document(tmp_path, 1)
+    document.metadata["page_number"] = number
+    with pytest.raises(InvalidOptionError, match="counted from 1"):
+        index.insert(document)
+
+
+def test_from_existing_opens_with_the_embedder_of_the_collection(tmp_path: Path) -> None:
+    from llama_index_colqwen import LexicalEmbedder
+
+    documents = [make_document(tmp_path, 1, text="Die Häfen der Stadt")]
+    uri = tmp_path / "pages.db"
+    ColQwenIndex.from_documents(documents, LexicalEmbedder("de"), uri=uri, show_progress=False).store.close()
+    index = ColQwenIndex.from_existing(uri)
+    assert index.embedder.fingerprint == LexicalEmbedder("de").fingerprint
+    assert [hit.node_id for hit in index.as_retriever().retrieve("Hafen")] == ["d-p00001"]
+    index.store.close()
+
+
+def test_overwrite_is_needed_to_change_the_embedder(tmp_path: Path) -> None:
+    uri, documents = tmp_path / "pages.db", [make_document(tmp_path, 1)]
+    ColQwenIndex.from_documents(documents, CountingEmbedder(), uri=uri, show_progress=False).store.close()
+    with pytest.raises(FingerprintMismatchError):
+        ColQwenIndex.from_documents(documents, "lexical", uri=uri, show_progress=False)
+    with pytest.raises(FingerprintMismatchError):
+        ColQwenIndex.from_existing(uri, "lexical")
+    index = ColQwenIndex.from_documents(documents, "lexical", uri=uri, overwrite=True, show_progress=False)
+    assert index.store.fingerprint().model == "lexical"
+    index.store.close()
+
+
+def test_fingerprint_survives_as_text() -> None:
+    fingerprint = EmbedderFingerprint("model", "rev", 128, {"prefix": 'Query: "', "cap": 768})
+    assert EmbedderFingerprint.from_json(fingerprint.to_json()) == fingerprint
+
+
+async def test_async_twins_do_the_same(index: ColQwenIndex, tmp_path: Path) -> None:
+    documents = [make_document(tmp_path, number) for number in (1, 2, 3, 4)]
+    await index.ainsert(documents[0])
+    await index.ainsert_nodes(documents[1:3])
+    assert await index.arefresh_ref_docs(documents) == [False, False, False, True]
+    assert await index.adelete_nodes(["d-p00001"]) == 1
+    assert await index.adelete_ref_doc("d") == 3
+    assert index.store.count() == 0
+
+
+def test_progress_is_shown_when_asked_for(
+    index: ColQwenIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index.insert_nodes([make_document(tmp_path, 1)], show_progress=True)
+    assert "Indexing pages: 100%" in capfd.readouterr().err
+
+
+SLOW_INDEXING = """
+import sys, time
+from pathlib import Path
+from llama_index_colqwen import ColQwenIndex
+from tests.test_index import CountingEmbedder, make_document
+class Slow(CountingEmbedder):
+    def embed_pages(self, pages):
+        time.sleep(0.3)
+        return super().embed_pages(pages)
+folder = Path(sys.argv[1])
+documents = [make_document(folder, number) for number in range(1, 400)]
+print("ready", flush=True)
+ColQwenIndex.from_documents(documents, Slow(), uri=folder / "pages.db")
+"""
+
+
+def test_ctrl_c_while_indexing_leaves_whole_pages_and_a_file_that_opens(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_INDEXING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(4)
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    index = ColQwenIndex.from_existing(tmp_path / "pages.db", CountingEmbedder())
+    stored = index.store.count()
+    assert 0 < stored < 399
+    assert stored % 16 == 0
+    assert len(list(index.store.candidates())) == stored
+    index.insert_nodes([make_document(tmp_path, number) for number in range(1, 400)])
+    assert counts(index.report) == (399 - stored, 0, stored, 0)
+    index.store.close()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llama_index_colqwen
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_public_name_is_exported_and_nothing_else() -> None:
+    public = {name for name in vars(llama_index_colqwen) if not name.startswith("_")}
+    modules = {module.name for module in pkgutil.iter_modules(llama_index_colqwen.__path__)}
+    assert public - (modules - {"maxsim"}) == set(llama_index_colqwen.__all__)
+
+
+@pytest.mark.parametrize(
+    "module", [info.name for info in pkgutil.walk_packages(llama_index_colqwen.__path__, "llama_index_colqwen.")]
+)
+def test_every_module_lists_names_that_it_has(module: str) -> None:
+    loaded = importlib.import_module(module)
+    for name in getattr(loaded, "__all__", []):
+        assert hasattr(loaded, name)
+
+
+def test_importing_loads_neither_models_nor_milvus() -> None:
+    code = (
+        "import sys, llama_index_colqwen\n"
+        "heavy = {'torch', 'transformers', 'colpali_engine', 'pymilvus', 'milvus_lite', 'onnxruntime', 'rapidocr', "
+        "'pypdfium2', 'wordfreq'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_errors_are_also_the_builtins_they_are_documented_as() -> None:
+    from llama_index_colqwen import errors
+
+    tree = re.findall(r"(\w+Error)\s+\((\w+)\)", errors.__doc__ or "")
+    assert len(tree) >= 7
+    for name, builtin in tree:
+        assert issubclass(getattr(errors, name), getattr(__import__("builtins"), builtin))
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), errors.ColQwenError)
+
+
+def test_missing_dependency_error_survives_a_worker_process() -> None:
+    import pickle
+
+    from llama_index_colqwen import MissingDependencyError
+
+    error = pickle.loads(pickle.dumps(MissingDependencyError("Reading scans needs OCR", "ocr")))
+    assert str(error) == "Reading scans needs OCR. Install it with: pip install 'llama-index-colqwen[ocr]'"
+    assert error.extra == "ocr"
+
+
+def test_doctests_hold() -> None:
+    import doctest
+
+    # the package's `maxsim` is the function; the module of that name is found by its full name
+    module = sys.modules["llama_index_colqwen.maxsim"]
+    result = doctest.testmod(module, extraglobs={"np": importlib.import_module("numpy")})
+    assert (result.attempted, result.failed) == (1, 0)
+
+
+def test_no_committed_file_names_a_registry_or_another_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listed.stdout.split() if not name.endswith((".pdf", ".png"))]
+    pattern = re.compile(r"https?://[a-z.]*(pypi|pythonhosted|npmjs)[a-z.]*/")
+    assert [str(file) for file in files if file.exists() and pattern.search(file.read_text("utf-8"))] == []
+    assert not (set(listed.stdout.split()) & {"uv.lock", "poetry.lock"})

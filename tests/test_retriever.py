@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, LLMMetadata, TextBlock
+from llama_index.core.llms.mock import MockLLM
+from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
+from llama_index.core.tools import RetrieverTool
+from PIL import Image
+from pydantic import PrivateAttr
+
+from llama_index_colqwen import (
+    ColQwenIndex,
+    ColQwenRetriever,
+    EmbedderFingerprint,
+    FingerprintMismatchError,
+    InvalidOptionError,
+    MultiVector,
+    QueryError,
+    maxsim,
+)
+from tests.fakes import TableEmbedder, unit_rows
+from tests.test_index import make_document
+
+TABLE: dict[str, MultiVector] = {
+    "east": np.array([[1, 0, 0, 0]], dtype=np.float32),
+    "north": np.array([[0, 1, 0, 0]], dtype=np.float32),
+    "text 1": np.array([[1, 0, 0, 0], [0, 0, 1, 0]], dtype=np.float32),
+    "text 2": np.array([[0.6, 0.8, 0, 0]], dtype=np.float32),
+    "text 3": np.array([[-1, 0, 0, 0]], dtype=np.float32),
+    "text 4": np.array([[0.6, 0.8, 0, 0]], dtype=np.float32),
+}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ColQwenIndex]:
+    documents = [make_document(tmp_path, number, page_label=str(number)) for number in (4, 3, 2, 1)]
+    for document in documents:
+        document.excluded_llm_metadata_keys = ["document_id", "page_number"]
+    made = ColQwenIndex.from_documents(documents, TableEmbedder(TABLE), uri=tmp_path / "p.db", show_progress=False)
+    yield made
+    made.store.close()
+
+
+def size_of(image: Any) -> tuple[int, int]:  # noqa: ANN401 - a path or a stream, as LlamaIndex gives it
+    with Image.open(image) as opened:
+        opened.load()
+        return opened.width, opened.height
+
+
+def numbers(hits: list[Any]) -> list[int]:
+    return [hit.metadata["page_number"] for hit in hits]
+
+
+def test_pages_come_best_first_with_their_maxsim_and_ties_in_page_order(index: ColQwenIndex) -> None:
+    hits = index.as_retriever(similarity_top_k=10).retrieve("east")
+    assert numbers(hits) == [1, 2, 4, 3]
+    assert [hit.score for hit in hits] == pytest.approx([1.0, 0.6, 0.6, -1.0], abs=0.005)
+
+
+def test_hits_are_image_nodes_whose_images_open(index: ColQwenIndex) -> None:
+    for hit in index.as_retriever().retrieve("east"):
+        assert type(hit.node) is ImageNode
+        assert size_of(hit.node.resolve_image()) == (20, 30)
+        assert hit.node.get_content(MetadataMode.LLM).startswith("file_name: d.pdf\npage_label: ")
+
+
+def test_normalized_score_is_per_query_token(index: ColQwenIndex) -> None:
+    query = QueryBundle("ignored", custom_embedding_strs=["east", "north"])
+    plain = index.as_retriever(similarity_top_k=2).retrieve(query)
+    normalized = index.as_retriever(similarity_top_k=2, score="normalized").retrieve(query)
+    assert numbers(plain) == numbers(normalized) == [2, 4]
+    assert [hit.score for hit in plain] == pytest.approx([1.4, 1.4], abs=0.01)
+    assert [hit.score for hit in normalized] == pytest.approx([0.7, 0.7], abs=0.005)
+
+
+def test_ranking_equals_exact_maxsim_over_all_pages(tmp_path: Path) -> None:
+    table = {f"text {number}": unit_rows(number, 5 + number % 7, dim=16) for number in range(1, 61)}
+    table["query"] = unit_rows(1000, 6, dim=16)
+    documents = [make_document(tmp_path, number) for number in range(1, 61)]
+    embedder = TableEmbedder(table, dim=16)
+    index = ColQwenIndex.from_documents(
+        documents, embedder, uri=tmp_path / "p.db", vector_dtype="float16", show_progress=False
+    )
+    scores = {number: maxsim(table["query"], table[f"text {number}"]) for number in range(1, 61)}
+    expected = sorted(scores, key=lambda number: -scores[number])
+    assert numbers(index.as_retriever(similarity_top_k=60).retrieve("query")) == expected
+    index.store.close()
+
+
+async def test_async_equals_sync_and_does_not_block_the_loop(index: ColQwenIndex) -> None:
+    class Slow(TableEmbedder):
+        def embed_queries(self, queries: Any) -> list[MultiVector]:  # noqa: ANN401
+            time.sleep(0.5)
+            return super().embed_queries(queries)
+
+    retriever = ColQwenRetriever(index.store, Slow(TABLE))
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.02)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    hits = await retriever.aretrieve("east")
+    ticking.cancel()
+    assert ticks >= 10
+    assert [(hit.node_id, hit.score) for hit in hits] == [
+        (hit.node_id, hit.score) for hit in retriever.retrieve("east")
+    ]
+
+
+def test_every_retrieval_gives_new_nodes(index: ColQwenIndex) -> None:
+    retriever = index.as_retriever()
+    first = retriever.retrieve("east")
+    first[0].score = -99
+    first[0].node.metadata["changed"] = True
+    again = retriever.retrieve("east")
+    assert again[0].score == pytest.approx(1.0, abs=0.005)
+    assert "changed" not in again[0].node.metadata
+
+
+def test_fusion_with_another_retriever_keeps_all_pages(index: ColQwenIndex) -> None:
+    fused = QueryFusionRetriever(
+        [index.as_retriever(score="normalized"), index.as_retriever()],
+        llm=MockLLM(),
+        mode="relative_score",  # type: ignore[arg-type]
+        num_queries=1,
+        similarity_top_k=4,
+        use_async=False,
+    )
+    assert numbers(fused.retrieve("east")) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("query", ["", "   ", "\n\t"])
+def test_blank_query_is_an_error(index: ColQwenIndex, query: str) -> None:
+    with pytest.raises(QueryError, match="empty"):
+        index.as_retriever().retrieve(query)
+
+
+def test_image_query_without_words_is_an_error(index: ColQwenIndex) -> None:
+    with pytest.raises(QueryError, match="empty"):
+        index.as_retriever().retrieve(QueryBundle("", image_path="page.png"))
+
+
+def test_surrounding_space_is_stripped(index: ColQwenIndex) -> None:
+    assert numbers(index.as_retriever().retrieve("\n east \n")) == [1, 2, 4]
+
+
+def test_empty_collection_gives_no_hits(index: ColQwenIndex) -> None:
+    index.delete_ref_doc("d")
+    assert index.as_retriever().retrieve("east") == []
+
+
+def test_another_embedder_is_refused_when_the_retriever_is_made(index: ColQwenIndex) -> None:
+    other = TableEmbedder(TABLE, name="other")
+    with pytest.raises(FingerprintMismatchError, match="made by table.*this embedder is other"):
+        ColQwenRetriever(index.store, other)
+    assert isinstance(other.fingerprint, EmbedderFingerprint)
+
+
+@pytest.mark.parametrize("options", [{"similarity_top_k": 0}, {"score": "cosine"}])
+def test_options_nobody_understands_are_refused(index: ColQwenIndex, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match=str(next(iter(options)))):
+        index.as_retriever(**options)
+    with pytest.raises(TypeError):
+        index.as_retriever(top_k=3)
+
+
+class SeeingLLM(MockLLM):
+    """Answers with how many images it was shown, and keeps what it was sent."""
+
+    _sent: list[list[ChatMessage]] = PrivateAttr(default_factory=list)
+
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
+        self._sent.append(list(messages))
+        return ChatResponse(message=ChatMessage(role="assistant", content=f"{len(self.images())} images"))
+
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
+        return self.chat(messages, **kwargs)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(context_window=100_000, is_chat_model=True)
+
+    def images(self) -> list[ImageBlock]:
+        return [block for message in self._sent[-1] for block in message.blocks if isinstance(block, ImageBlock)]
+
+    def words(self) -> str:
+        blocks = [block for message in self._sent[-1] for block in message.blocks]
+        return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))
+
+
+async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_sources(index: ColQwenIndex) -> None:
+    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    engine = index.as_query_engine(llm=llm, multimodal=True, similarity_top_k=2)
+    for response in (engine.query("east"), await engine.aquery("east")):
+        assert str(response) == "2 images"
+        assert numbers(response.source_nodes) == [1, 2]
+    shown = [size_of(block.resolve_image()) for block in llm.images()]
+    assert shown == [(20, 30), (20, 30)]
+    assert "file_name: d.pdf" in llm.words()
+    assert "document_id" not in llm.words()
+
+
+def test_text_mode_gives_the_model_the_pages_text(index: ColQwenIndex) -> None:
+    engine = index.as_query_engine(llm=MockLLM(), multimodal=False, similarity_top_k=1)
+    assert "text 1" in str(engine.query("east"))  # MockLLM answers with its prompt
+
+
+def test_retriever_drops_into_other_engines_and_tools(index: ColQwenIndex) -> None:
+    retriever = index.as_retriever(similarity_top_k=1)
+    engine = RetrieverQueryEngine.from_args(
+        retriever, llm=SeeingLLM(max_tokens=None, is_chat_model=True), multimodal=True
+    )
+    assert str(engine.query("east")) == "1 images"
+    cited = CitationQueryEngine.from_args(index, retriever=retriever, llm=MockLLM()).query("east")  # type: ignore[arg-type]
+    assert "text 1" in cited.source_nodes[0].node.get_content()
+    tool = RetrieverTool.from_defaults(retriever, name="pages", description="Find pages.")
+    assert "text 1" in str(tool.call("east"))
