@@ -34,8 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-_err = Console(stderr=True)
+# Sentences are not broken into lines and not coloured: they are copied, and read by programs.
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class _Ocr(str, Enum):
@@ -165,9 +166,9 @@ def doctor(
     for finding in examine(uri, token):
         healthy &= finding.works or not finding.required
         mark = "[green]works[/]" if finding.works else "[red]broken[/]" if finding.required else "[yellow]absent[/]"
-        _out.print(f"{mark}  {escape(finding.what)}: {escape(finding.detail)}", highlight=False, soft_wrap=True)
+        _out.print(f"{mark}  {escape(finding.what)}: {escape(finding.detail)}")
         if finding.mend:
-            _out.print(f"        mend it with: {escape(finding.mend)}", highlight=False, soft_wrap=True)
+            _out.print(f"        mend it with: {escape(finding.mend)}")
     if not healthy:
         raise typer.Exit(1)
 
@@ -184,14 +185,15 @@ def _speaking_plainly() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        _err.print(f"[yellow]Note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+        _err.print(f"[yellow]Note:[/] {escape(str(message))}")
 
     with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         try:
             yield
         except ColQwenError as error:
-            _err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            _err.print(f"[red]Error:[/] {escape(str(error))}")
             raise typer.Exit(1) from None
 
 

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_index_colqwen import ocr
+from tests.test_retriever import SeeingLLM
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not ocr.is_available(), reason="the scanned sample needs the [ocr] extra")
+def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("demo.*"))
+    shutil.copy(ROOT / "examples" / "demo.py", tmp_path / "examples")
+    found = runpy.run_path(str(tmp_path / "examples" / "demo.py"))["main"]()
+    assert found >= 18
+    assert f"{found} of 20 right at first rank" in capsys.readouterr().out
+    again = runpy.run_path(str(tmp_path / "examples" / "demo.py"))["main"]()
+    assert again == found
+    assert "(17 were there already)" in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_python_of_the_readme_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reports").mkdir()
+    shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    names["index"].store.close()
+    output = capsys.readouterr().out
+    assert re.search(r"^\d\.\d+ tidal-sensors-paper.pdf 3 .*page-0003", output)
+    assert "3 images ['3'," in output
+
+
+def test_samples_are_what_their_script_draws(tmp_path: Path) -> None:
+    import pypdfium2
+
+    script = str(ROOT / "examples" / "make_samples.py")
+    subprocess.run([sys.executable, script, str(tmp_path)], check=True, capture_output=True)
+    for kept in sorted((ROOT / "examples" / "pdfs").glob("*.pdf")):
+        texts = []
+        for path in (kept, tmp_path / kept.name):
+            pdf = pypdfium2.PdfDocument(path)
+            texts.append([page.get_textpage().get_text_range() for page in pdf])
+            pdf.close()
+        assert texts[0] == texts[1]
+
+
+def test_quality_benchmark_measures_the_samples(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), "--pdfs", str(ROOT / "examples" / "pdfs")]
+    command += ["--questions", str(ROOT / "examples" / "questions.jsonl"), "--ocr", "never"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = json.loads(run.stdout.splitlines()[-1])
+    assert (line["embedder"], line["pages"], line["questions"]) == ("lexical", 17, 20)
+    for scope in ("corpus", "within"):
+        for figures in (line[scope], line["bm25"][scope]):
+            assert set(figures) == {"hit@1", "hit@5", "ndcg@5"}
+            # the 5 questions on the scan cannot be found without OCR, but by chance
+            assert 0.7 <= figures["hit@1"] <= figures["hit@5"] <= 1
+
+
+def test_quality_measures_count_by_hand() -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
+    questions = [names["Question"]("a", "?", "x", (1, 3)), names["Question"]("b", "?", "y", (1,))]
+    run = {
+        "a": {"x#00001": 1.0, "x#00002": 3.0, "x#00003": 2.0, "y#00001": 9.0},
+        "b": {"x#00001": 1.0, "x#00002": 1.0, "x#00003": 1.0, "y#00001": 1.0},
+    }
+    figures = {scope: {k: v[0] for k, v in m.items()} for scope, m in names["measure"](run, questions).items()}
+    # a: y1 x2 x3 x1, relevant at ranks 3 and 4; b: ties in order of file and page, relevant at rank 4
+    ideal = 1 + 1 / 1.584963
+    assert figures["corpus"]["hit@1"] == 0
+    assert figures["corpus"]["hit@5"] == 1
+    assert figures["corpus"]["ndcg@5"] == pytest.approx(((1 / 2 + 1 / 2.321928) / ideal + 1 / 2.321928) / 2, abs=1e-4)
+    # a within x: x2 x3 x1, relevant at ranks 2 and 3; b within y: the only page
+    assert figures["within"]["hit@1"] == 0.5
+    assert figures["within"]["ndcg@5"] == pytest.approx(((1 / 1.584963 + 1 / 2) / ideal + 1) / 2, abs=1e-4)
