@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import Transpose
 
 from llama_index_colqwen.errors import MissingDependencyError
 from llama_index_colqwen.pages import WordBox
@@ -26,6 +28,9 @@ ENGINE = "rapidocr-1"
 # The longer side, in pixels, of what the engine sees: full recall on letter pages at half the time of 2000 pixels.
 _MAX_SIDE = 1280
 
+# On 40 scanned pages the engine's mean confidence was .94 to 1 upright and .62 to .76 upside down.
+_SURE = 0.85
+
 _LOCK = threading.Lock()
 
 
@@ -35,7 +40,7 @@ def is_available() -> bool:
 
 
 def read_words(image: Image.Image) -> tuple[list[WordBox], str]:
-    """Read a page image, about 1.6 s a page on one core.
+    """Read a page image, about 2 s a page on one core; a page that was scanned upside down takes twice as long.
 
     Returns:
         Words in reading order with their boxes, and the text, a line a line: `text.split()` and the words correspond
@@ -46,27 +51,53 @@ def read_words(image: Image.Image) -> tuple[list[WordBox], str]:
     """
     small = image.convert("RGB")
     small.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    upright = _read(small)
+    if not upright.lines or upright.confidence >= _SURE:
+        return _words(upright, turned=False)
+    upside_down = _read(small.transpose(Transpose.ROTATE_180))
+    if upside_down.confidence > upright.confidence:
+        return _words(upside_down, turned=True)
+    return _words(upright, turned=False)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Lines of text, each with its box as fractions of the image, and how sure the engine is, weighted by letters."""
+
+    lines: list[tuple[str, tuple[float, float, float, float]]]
+    confidence: float
+
+
+def _read(image: Image.Image) -> _Reading:
     with _LOCK:
-        found = _engine()(np.asarray(small)[:, :, ::-1])  # the engine expects BGR
-    words: list[WordBox] = []
-    lines: list[str] = []
+        found = _engine()(np.asarray(image)[:, :, ::-1])  # the engine expects BGR
+    lines: list[tuple[str, tuple[float, float, float, float]]] = []
+    sure = letters = 0.0
     if found.txts is None or found.boxes is None:
-        return words, ""
-    for corners, line in zip(found.boxes, found.txts, strict=True):
+        return _Reading(lines, 0.0)
+    for corners, line, score in zip(found.boxes, found.txts, found.scores, strict=True):
         if not line.split():
             continue
-        xs, ys = np.asarray(corners)[:, 0] / small.width, np.asarray(corners)[:, 1] / small.height
-        words.extend(_split_line(line, float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())))
-        lines.append(" ".join(line.split()))
-    return words, "\n".join(lines)
+        box = np.asarray(corners, dtype=np.float64) / image.size
+        (left, top), (right, bottom) = box.min(axis=0).tolist(), box.max(axis=0).tolist()
+        lines.append((" ".join(line.split()), (left, top, right, bottom)))
+        sure += len(line) * score
+        letters += len(line)
+    return _Reading(lines, sure / letters if letters else 0.0)
+
+
+def _words(reading: _Reading, *, turned: bool) -> tuple[list[WordBox], str]:
+    words = [word for line, box in reading.lines for word in _split_line(line, *box)]
+    if turned:
+        words = [WordBox(word.text, 1 - word.right, 1 - word.bottom, 1 - word.left, 1 - word.top) for word in words]
+    return words, "\n".join(line for line, _ in reading.lines)
 
 
 def _split_line(line: str, left: float, top: float, right: float, bottom: float) -> list[WordBox]:
-    letters = " ".join(line.split())
-    width = (right - left) / len(letters)
+    width = (right - left) / len(line)
     words: list[WordBox] = []
     start = 0
-    for word in letters.split(" "):
+    for word in line.split(" "):
         words.append(WordBox(word, left + start * width, top, left + (start + len(word)) * width, bottom))
         start += len(word) + 1
     return words

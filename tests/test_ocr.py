@@ -41,6 +41,16 @@ def test_words_of_a_scanned_page_are_read_with_boxes_in_place(tmp_path: Path, ro
 
 
 @needs_ocr
+def test_page_scanned_upside_down_is_read_with_boxes_where_the_words_stand(tmp_path: Path) -> None:
+    (document,) = read(write_scan(tmp_path / "scan.pdf", SCAN.rotate(180)))
+    boxes = word_boxes(document)
+    assert [box.text for box in boxes] == WORDS
+    left, top = LINES[0][:2]
+    assert boxes[0].right == pytest.approx(1 - left / 850, abs=0.02)
+    assert boxes[0].top < 1 - (top + 18) / 1100 < boxes[0].bottom
+
+
+@needs_ocr
 def test_what_was_read_is_kept_in_image_dir_and_used_the_next_time(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "scan.pdf", SCAN)
     (first,) = read(path, image_dir=tmp_path / "images")
