@@ -6,7 +6,9 @@ Knows nothing of files or rendering.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -21,6 +23,8 @@ from llama_index_colqwen.pages import MultiVector
 from llama_index_colqwen.store import MilvusPageStore
 
 __all__ = ["ColQwenRetriever", "Score"]
+
+_LOGGER = logging.getLogger(__name__)
 
 Score: TypeAlias = Literal["maxsim", "normalized"]
 
@@ -65,6 +69,9 @@ class ColQwenRetriever(BaseRetriever):
         ranked = rank(query, self._store.candidates(), self._similarity_top_k)
         scale = 1 / len(query) if self._score == "normalized" else 1.0
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
+        for page in pages.values():
+            if page.image_path and not Path(page.image_path).exists():
+                _LOGGER.warning("The image of %s is gone: %s. Index its file again.", page.file_name, page.image_path)
         # A page that was deleted between ranking and reading is left out.
         return [
             NodeWithScore(node=node_from_page(pages[page.page_id]), score=page.score * scale)

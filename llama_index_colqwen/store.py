@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors, join_chunks
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
 from llama_index_colqwen.errors import (
@@ -172,16 +174,21 @@ class MilvusPageStore:
             vectors: A multi-vector a page, each float32, shape (num_tokens, dim).
 
         Raises:
-            DimensionMismatchError: If a multi-vector's dim is not the collection's.
-            StoreError: If Milvus refuses. Pages of earlier batches are stored; add the same pages again to resume.
+            DimensionMismatchError: If a multi-vector's dim is not the collection's, or there is not one a page.
+            StoreError: If vectors are not finite, or if Milvus refuses. What was stored by then stays; adding the same
+                pages again resumes.
         """
         dim = self._require_open()
+        if len(pages) != len(vectors):
+            raise DimensionMismatchError(f"{len(pages)} pages came with {len(vectors)} multi-vectors.")
         for page, multi_vector in zip(pages, vectors, strict=True):
-            if multi_vector.ndim != 2 or multi_vector.shape[1] != dim:
+            if multi_vector.ndim != 2 or multi_vector.shape[1] != dim or not len(multi_vector):
                 raise DimensionMismatchError(
-                    f"Collection {self.collection!r} holds {dim}-dim vectors; page {page.page_id} came with shape "
-                    f"{multi_vector.shape}."
+                    f"Collection {self.collection!r} holds {dim}-dim vectors, one or more a page; page {page.page_id} "
+                    f"came with shape {multi_vector.shape}."
                 )
+            if not np.isfinite(multi_vector).all():
+                raise StoreError(f"The vectors of page {page.page_id} are not finite; nothing was stored.")
         for some, some_vectors in zip(_batches(pages, _WRITE_PAGES), _batches(vectors, _WRITE_PAGES), strict=True):
             self._add_batch(some, some_vectors)
 

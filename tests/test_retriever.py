@@ -73,6 +73,15 @@ def test_hits_are_image_nodes_whose_images_open(index: ColQwenIndex) -> None:
         assert hit.node.get_content(MetadataMode.LLM).startswith("file_name: d.pdf\npage_label: ")
 
 
+def test_image_that_is_gone_is_named_in_the_log(index: ColQwenIndex, caplog: pytest.LogCaptureFixture) -> None:
+    [hit] = index.as_retriever(similarity_top_k=1).retrieve("east")
+    assert caplog.messages == []
+    path = hit.node.image_path  # type: ignore[attr-defined]
+    Path(path).unlink()
+    assert numbers(index.as_retriever(similarity_top_k=1).retrieve("east")) == [1]
+    assert caplog.messages == [f"The image of d.pdf is gone: {path}. Index its file again."]
+
+
 def test_normalized_score_is_per_query_token(index: ColQwenIndex) -> None:
     query = QueryBundle("ignored", custom_embedding_strs=["east", "north"])
     plain = index.as_retriever(similarity_top_k=2).retrieve(query)

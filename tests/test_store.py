@@ -198,8 +198,14 @@ def test_clear_lets_another_embedder_begin(store: MilvusPageStore) -> None:
 
 
 def test_multi_vector_of_another_dim_is_refused_and_nothing_is_stored(store: MilvusPageStore) -> None:
-    with pytest.raises(DimensionMismatchError, match="4-dim vectors; page b came with shape"):
-        store.add([make_page("a"), make_page("b")], [unit_rows(0, 2), unit_rows(0, 2, dim=5)])
+    pages, good = [make_page("a"), make_page("b")], unit_rows(0, 2)
+    for bad in (unit_rows(0, 2, dim=5), good[:0], good[0]):
+        with pytest.raises(DimensionMismatchError, match="4-dim vectors, one or more a page; page b came with shape"):
+            store.add(pages, [good, bad])
+    with pytest.raises(DimensionMismatchError, match="2 pages came with 1 multi-vectors"):
+        store.add(pages, [good])
+    with pytest.raises(StoreError, match="page b are not finite"):
+        store.add(pages, [good, good * np.float32("nan")])
     assert store.count() == 0
 
 
