@@ -192,7 +192,7 @@ def _speaking_plainly() -> Iterator[None]:
         warnings.showwarning = show
         try:
             yield
-        except ColQwenError as error:
+        except (ColQwenError, OSError) as error:
             _err.print(f"[red]Error:[/] {escape(str(error))}")
             raise typer.Exit(1) from None
 

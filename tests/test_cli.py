@@ -97,6 +97,14 @@ def test_mistake_gets_one_sentence_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_image_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    pdf = SAMPLES / "tidal-sensors-paper.pdf"
+    result = run("index", pdf, "--db", tmp_path / "x.db", "--images", tmp_path / "taken" / "images")
+    assert result.exit_code == 1
+    assert re.search("^Error: .*Not a directory.*taken", result.stderr, re.MULTILINE)
+
+
 def test_unknown_command_and_option_are_usage_errors() -> None:
     assert run("serch", "x").exit_code == 2
     assert run("search", "x", "--topk", "3").exit_code == 2
