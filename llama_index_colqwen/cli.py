@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional, TextIO
@@ -87,15 +87,16 @@ def index(
         with MilvusPageStore(db, token, collection) as store:
             image_dir = images or (Path(store.uri).with_suffix(".images") if store.is_local else Path("colqwen.images"))
             reader = PDFPageReader(image_dir=image_dir, ocr=ocr.value, password=password, on_error=on_error.value)
-            documents = reader.lazy_load_data(list(paths))
-            if overwrite:
-                store.clear()
-            made = ColQwenIndex(store, embedder)
-            try:
-                made.refresh_ref_docs(documents, show_progress=True)
-            except KeyboardInterrupt:
-                _err.print(f"Interrupted. {store.count()} pages are stored; the same command goes on from there.")
-                raise typer.Exit(130) from None
+            # Closed, so that an interruption does not leave a PDF open while Python shuts pdfium down.
+            with closing(reader.lazy_load_data(list(paths))) as documents:
+                if overwrite:
+                    store.clear()
+                made = ColQwenIndex(store, embedder)
+                try:
+                    made.refresh_ref_docs(documents, show_progress=True)
+                except KeyboardInterrupt:
+                    _err.print(f"Interrupted. {store.count()} pages are stored; the same command goes on from there.")
+                    raise typer.Exit(130) from None
             report = made.report
             _out.print(
                 f"{store.count()} pages in {escape(db)}: {report.added} added, {report.updated} updated, "

@@ -94,7 +94,8 @@ def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator
             pdf.init_forms()
         except pypdfium2.PdfiumError as error:
             if error.err_code == _PDFIUM_PASSWORD_ERROR:
-                problem = "the password is wrong" if password else "the PDF is encrypted: give its password (password='...')"
+                needed = "the PDF is encrypted: give its password (password='...')"
+                problem = "the password is wrong" if password else needed
                 raise EncryptedDocumentError(f"{name}: {problem}.") from error
             raise UnreadableDocumentError(
                 f"{name}: the PDF is truncated, corrupt or has no pages ({error})."

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -137,8 +137,8 @@ class PDFPageReader(BasePydanticReader):
         extra_info: dict[str, Any] | None = None,
         fs: AbstractFileSystem | None = None,
         show_progress: bool = False,
-    ) -> Iterator[Document]:
-        """Read pages one at a time, in bounded memory.
+    ) -> Generator[Document, None, None]:
+        """Read pages one at a time, in bounded memory; closing the generator closes the file it is at.
 
         Args:
             source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
@@ -157,7 +157,9 @@ class PDFPageReader(BasePydanticReader):
         files = self._find(source, extra_info or {}, fs)
         return self._read(files, extra_info or {}, show_progress)
 
-    def _read(self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool) -> Iterator[Document]:
+    def _read(
+        self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
+    ) -> Generator[Document, None, None]:
         skipped: list[str] = []
         without_text: list[str] = []
         with tqdm(desc="Reading pages", unit="page", disable=not show_progress) as progress:
