@@ -479,6 +479,6 @@ def test_pages_come_one_at_a_time(pdf: Path, tmp_path: Path) -> None:
 def test_reading_that_is_broken_off_leaves_the_file_readable_again(pdf: Path) -> None:
     pages = reader().lazy_load_data(pdf)
     next(pages)
-    pages.close()  # type: ignore[attr-defined]
+    pages.close()
     pdf.rename(pdf.with_name("moved.pdf"))
     assert len(reader().load_data(pdf.with_name("moved.pdf"))) == 2
