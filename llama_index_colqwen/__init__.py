@@ -22,7 +22,6 @@ from llama_index_colqwen.errors import (
     UnsupportedDocumentError,
 )
 from llama_index_colqwen.index import ColQwenIndex, IndexingReport
-from llama_index_colqwen.maxsim import maxsim
 from llama_index_colqwen.nodes import word_boxes
 from llama_index_colqwen.pages import MultiVector, Page, WordBox
 from llama_index_colqwen.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
@@ -59,7 +58,6 @@ __all__ = [
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
     "WordBox",
-    "maxsim",
     "resolve_embedder",
     "word_boxes",
 ]

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from llama_index_colqwen import InvalidOptionError, LexicalEmbedder, MultiVectorEmbedder, QueryError, maxsim
+from llama_index_colqwen import InvalidOptionError, LexicalEmbedder, MultiVectorEmbedder, QueryError
 from llama_index_colqwen.embedders.base import resolve_embedder
+from llama_index_colqwen.maxsim import maxsim
 from tests.fakes import make_page
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_index_colqwen import DimensionMismatchError, InvalidOptionError, maxsim
-from llama_index_colqwen.maxsim import maxsim_scores, rank
+from llama_index_colqwen import DimensionMismatchError, InvalidOptionError
+from llama_index_colqwen.maxsim import maxsim, maxsim_scores, rank
 from llama_index_colqwen.pages import Candidate
 from tests.fakes import unit_rows
 

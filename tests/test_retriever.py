@@ -25,8 +25,8 @@ from llama_index_colqwen import (
     InvalidOptionError,
     MultiVector,
     QueryError,
-    maxsim,
 )
+from llama_index_colqwen.maxsim import maxsim
 from tests.fakes import TableEmbedder, unit_rows
 from tests.test_index import make_document
 
