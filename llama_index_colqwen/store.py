@@ -53,6 +53,7 @@ __all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
 _WRITE_PAGES = 16  # a ColQwen2 page is 0.2 MB; a server takes messages up to 64 MB
 _READ_PAGES = 64
 _DELETE_PAGES = 1024
+_SCAN_ROWS = 4096  # a server gives 16,384 at the most
 
 _Item = TypeVar("_Item")
 
@@ -359,14 +360,24 @@ class MilvusPageStore:
                     self.collection, filter=expression, output_fields=list(fields), limit=2**31 - 1, **_STRONG
                 )
                 return list(rows)
-            iterator = self._client.query_iterator(
-                self.collection, batch_size=4096, filter=expression, output_fields=list(fields), **_STRONG
-            )
+            # The paging of pymilvus's iterator, which pastes the last id into its filter as it is: here it is quoted.
             scanned: list[dict[str, Any]] = []
-            while batch := iterator.next():
+            last = ""
+            while True:
+                after = f"page_id > {quote(last)}"
+                batch = self._client.query(
+                    self.collection,
+                    f"{after} and ({expression})" if expression else after,
+                    output_fields=list({"page_id", *fields}),
+                    limit=_SCAN_ROWS,
+                    iterator="True",  # in order of id, and no row left out for another
+                    reduce_stop_for_best="True",
+                    **_STRONG,
+                )
+                if not batch:
+                    return scanned
                 scanned.extend(batch)
-            iterator.close()
-            return scanned
+                last = max(row["page_id"] for row in batch)
 
     def _fill_resident(self, stored: dict[str, str]) -> None:
         for page_id in [page_id for page_id in self._resident if page_id not in stored]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +27,17 @@ from tests.fakes import make_page, unit_rows
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
 
 
+@pytest.fixture(params=["file", "server"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusPageStore]:
+    """An open store: Milvus Lite in this process, and a server that others could use as well."""
+    uri = tmp_path / "pages.db" if request.param == "file" else request.getfixturevalue("milvus_server")
+    with MilvusPageStore(uri, collection=f"pages_{uuid.uuid4().hex}") as opened:
+        opened.open(FINGERPRINT)
+        yield opened
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MilvusPageStore]:
+def local_store(tmp_path: Path) -> Iterator[MilvusPageStore]:
     with MilvusPageStore(tmp_path / "pages.db") as opened:
         opened.open(FINGERPRINT)
         yield opened
@@ -70,7 +80,7 @@ def test_replaced_and_deleted_vectors_leave_no_rows_behind(store: MilvusPageStor
     add(store, make_page("a", "old"), make_page("b"))
     store.add([make_page("a", "new")], [unit_rows(9, 2)])
     store.delete(page_ids=["b"])
-    rows = store._client.query("pages_vectors", filter="", output_fields=["vector_id"], limit=100)
+    rows = store._client.query(store._vectors_collection, filter="", output_fields=["vector_id"], limit=100)
     assert [row["vector_id"] for row in rows] == ["a:" + make_page("a", "new").content_hash]
 
 
@@ -135,6 +145,16 @@ def test_states_tell_stored_pages_by_hash(store: MilvusPageStore) -> None:
     assert "absent" not in states
 
 
+def test_scanning_in_small_steps_finds_every_page_once(store: MilvusPageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).permutation(60).tolist()
+    for start in (0, 20, 40):
+        add(store, *(make_page(f'ü"{number}', document_id=f"d{number % 2}") for number in numbers[start : start + 20]))
+    monkeypatch.setattr("llama_index_colqwen.store._SCAN_ROWS", 7)
+    assert [candidate.page_id for candidate in store.candidates()] == sorted(f'ü"{number}' for number in numbers)
+    assert store.delete(document_ids=["d1"]) == 30
+    assert [document.pages for document in store.documents()] == [30]
+
+
 def test_long_text_and_large_multi_vector_come_back_whole(store: MilvusPageStore) -> None:
     page = make_page("a", "ünïcode " * 30_000)
     vectors = unit_rows(0, 20_000)
@@ -190,7 +210,7 @@ def test_another_embedder_is_refused_naming_both(store: MilvusPageStore, other: 
 def test_clear_lets_another_embedder_begin(store: MilvusPageStore) -> None:
     add(store, make_page("a"))
     store.clear()
-    with pytest.raises(CollectionNotFoundError, match="'pages'"):
+    with pytest.raises(CollectionNotFoundError, match=store.collection):
         store.count()
     store.open(EmbedderFingerprint("other", "1", 8))
     assert store.count() == 0
@@ -222,7 +242,7 @@ def test_collections_of_one_database_do_not_see_each_other(tmp_path: Path) -> No
 
 def test_two_stores_of_one_process_see_each_others_changes(store: MilvusPageStore) -> None:
     add(store, make_page("a", "old"))
-    with MilvusPageStore(store.uri) as second:
+    with MilvusPageStore(store.uri, collection=store.collection) as second:
         assert [candidate.page_id for candidate in second.candidates()] == ["a"]
         new = unit_rows(5, 2)
         store.add([make_page("a", "new"), make_page("b")], [new, new])
@@ -259,9 +279,10 @@ def test_file_in_the_place_of_a_database_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_collection_of_another_program_is_refused(store: MilvusPageStore) -> None:
-    store._client.create_collection("strange", dimension=4)
+    strange = f"strange_{uuid.uuid4().hex}"
+    store._client.create_collection(strange, dimension=4)
     with pytest.raises(StoreError, match="not made by this package"):
-        MilvusPageStore(store.uri, collection="strange").open(FINGERPRINT)
+        MilvusPageStore(store.uri, collection=strange).open(FINGERPRINT)
 
 
 def test_server_that_does_not_answer_is_one_sentence() -> None:
@@ -279,19 +300,32 @@ except StoreLockedError as error:
 """
 
 
-def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(store: MilvusPageStore) -> None:
-    add(store, make_page("a"))
+def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_store: MilvusPageStore) -> None:
+    add(local_store, make_page("a"))
 
     def ask() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", ASK_FROM_ANOTHER_PROCESS, store.uri]
+        command = [sys.executable, "-c", ASK_FROM_ANOTHER_PROCESS, local_store.uri]
         return subprocess.run(command, capture_output=True, text=True, check=True)
 
     refused = ask()
     assert "in use by another process" in refused.stdout
     assert "milvus-lite server --data-dir" in refused.stdout
     assert "Traceback" not in refused.stderr
-    store.close()
+    local_store.close()
     assert ask().stdout.strip() == "1"
+
+
+def test_many_processes_share_a_server(store: MilvusPageStore) -> None:
+    if store.is_local:
+        pytest.skip("a file is one process's")
+    add(store, make_page("a"), make_page("b"))
+    code = (
+        "import sys; from llama_index_colqwen import MilvusPageStore\n"
+        "with MilvusPageStore(sys.argv[1], collection=sys.argv[2]) as store: print(store.count())"
+    )
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.Popen([*command, store.uri, store.collection], stdout=subprocess.PIPE) for _ in range(2)]
+    assert [run.communicate(timeout=60)[0].strip() for run in runs] == [b"2", b"2"]
 
 
 def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path) -> None:
