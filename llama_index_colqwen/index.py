@@ -177,7 +177,7 @@ class ColQwenIndex:
             for document in documents:
                 path, document_id = document.metadata.get("file_path"), document.metadata.get("document_id")
                 if path and document_id:
-                    versions[path] = document_id
+                    versions[str(path)] = str(document_id)
                 yield document
 
         written = self._write(noting(documents), show_progress)
