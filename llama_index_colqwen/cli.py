@@ -85,7 +85,7 @@ def index(
     with _speaking_plainly():
         embedder = LexicalEmbedder(language)
         with MilvusPageStore(db, token, collection) as store:
-            image_dir = images or (Path(store.uri).with_suffix(".images") if store.is_local else Path("colqwen.images"))
+            image_dir = images or store.image_dir or Path("colqwen.images")
             reader = PDFPageReader(image_dir=image_dir, ocr=ocr.value, password=password, on_error=on_error.value)
             # Closed, so that an interruption does not leave a PDF open while Python shuts pdfium down.
             with closing(reader.lazy_load_data(list(paths))) as documents:

@@ -6,8 +6,7 @@ Knows nothing of LlamaIndex or Milvus.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from llama_index_colqwen.pages import PageImage
@@ -40,15 +39,11 @@ def write_page_image(image_dir: str | Path, document_id: str, page_number: int, 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that an interrupted or concurrent writer never leaves half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    # Not tempfile's: those are private to their owner, and page images are as readable as any file made here.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes files private; page images are as readable as any file made here.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.write_bytes(data)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

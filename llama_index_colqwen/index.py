@@ -77,9 +77,7 @@ class ColQwenIndex:
         self.store = store
         self.embedder = resolve_embedder(embedder)
         self.report = IndexingReport()
-        if image_dir is None and store.is_local:
-            image_dir = Path(store.uri).with_suffix(".images")
-        self._image_dir = None if image_dir is None else Path(image_dir)
+        self._image_dir = store.image_dir if image_dir is None else Path(image_dir)
         store.open(self.embedder.fingerprint)
 
     @classmethod
@@ -262,11 +260,12 @@ class ColQwenIndex:
         remaining = iter(documents)
         with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress) as progress:
             while batch := [page_from_node(document) for document in islice(remaining, _BATCH_PAGES)]:
-                # The same bytes under two names are the same pages: the first name is kept.
-                fresh = list({page.page_id: page for page in reversed(batch) if page.page_id not in seen}.values())[
-                    ::-1
-                ]
-                seen.update(page.page_id for page in fresh)
+                fresh: list[Page] = []
+                for page in batch:
+                    # The same bytes under two names are the same pages: the first name is kept.
+                    if page.page_id not in seen:
+                        seen.add(page.page_id)
+                        fresh.append(page)
                 changed = self._write_batch(fresh)
                 for page in batch:
                     written.append(page.page_id in changed)

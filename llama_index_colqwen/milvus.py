@@ -138,13 +138,12 @@ def _connect_server(uri: str, token: str | None) -> MilvusClient:
         ) from error
 
 
-# Who logs a traceback of what is then raised and becomes an error of ours, or (grpc, the iterator) complains of what
+# Who logs a traceback of what is then raised and becomes an error of ours, or (grpc, serving Milvus Lite) of what
 # pymilvus asks of every server and can do without.
 _LOGGERS = (
     "grpc._server",
     "milvus_lite.server_manager",
     "pymilvus.client.connection_manager",
-    "pymilvus.client.iterator.query_iterator",
     "pymilvus.decorators",
 )
 

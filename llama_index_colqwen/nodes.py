@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.schema import BaseNode, Document, ImageNode
+from PIL import UnidentifiedImageError
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.images import image_sha256, write_page_image
@@ -96,12 +97,18 @@ def word_boxes(node: BaseNode) -> list[WordBox]:
 
 
 def with_image_on_disk(page: Page, image_dir: Path) -> Page:
-    """Write a page's inline image to disk, and let the page and its node refer to the file."""
+    """Write a page's inline image to disk, and let the page and its node refer to the file.
+
+    Raises:
+        InvalidOptionError: If the inline bytes are no image.
+    """
     if page.image is None:
         return page
-    mimetype = page.node.get("image_mimetype") or "image/jpeg"
-    with page.open_image() as opened:
-        image = PageImage(page.image, opened.width, opened.height, mimetype)
+    try:
+        page.open_image().close()
+    except UnidentifiedImageError as error:
+        raise InvalidOptionError(f"The inline image of document {page.page_id!r} is no image: {error}.") from error
+    image = PageImage(page.image, page.node.get("image_mimetype") or "image/jpeg")
     path = str(write_page_image(image_dir, page.document_id, page.page_number, image))
     return replace(page, image=None, image_path=path, node={**page.node, "image_path": path})
 

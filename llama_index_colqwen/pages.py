@@ -40,15 +40,11 @@ class PageImage:
     """A page's picture, encoded.
 
     Attributes:
-        data: The encoded image (JPEG unless `mimetype` says otherwise).
-        width: Pixels.
-        height: Pixels.
-        mimetype: Such as `image/jpeg`.
+        data: The encoded image.
+        mimetype: What it is encoded as.
     """
 
     data: bytes = field(repr=False)
-    width: int
-    height: int
     mimetype: str = "image/jpeg"
 
 

@@ -100,7 +100,6 @@ class PDFPageReader(BasePydanticReader):
     ocr: Literal["auto", "always", "never"] = "auto"
     password: str | None = Field(default=None, repr=False, exclude=True)
     on_error: Literal["raise", "skip"] = "raise"
-    is_remote: bool = False
 
     model_config = {"extra": "forbid"}
 

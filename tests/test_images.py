@@ -14,7 +14,7 @@ DOCUMENT_ID = "0123456789abcdef" * 4
 
 
 def page_image(data: bytes = b"a picture", mimetype: str = "image/jpeg") -> PageImage:
-    return PageImage(data, 1, 1, mimetype)
+    return PageImage(data, mimetype)
 
 
 def test_path_is_absolute_and_named_by_document_page_and_content(

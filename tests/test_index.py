@@ -179,6 +179,12 @@ def test_inline_images_are_written_beside_the_database(tmp_path: Path) -> None:
     index.store.close()
 
 
+def test_inline_bytes_that_are_no_image_are_refused_and_nothing_is_stored(index: ColQwenIndex) -> None:
+    with pytest.raises(InvalidOptionError, match="inline image of document .* is no image"):
+        index.insert(ImageDocument(text="inline", image=base64.b64encode(b"no picture")))
+    assert index.store.count() == 0
+
+
 def test_image_nodes_of_the_users_own_are_pages(index: ColQwenIndex, tmp_path: Path) -> None:
     (tmp_path / "own.png").write_bytes(picture())
     node = ImageNode(id_="own", text="mine", image_path=str(tmp_path / "own.png"), metadata={"colour": "white"})

@@ -334,5 +334,4 @@ def test_encoded_page_is_a_jpeg_of_the_same_size() -> None:
     encoded = encode_image(quadrants((640, 480)))
     with Image.open(io.BytesIO(encoded.data)) as image:
         assert (image.format, image.size, encoded.mimetype) == ("JPEG", (640, 480), "image/jpeg")
-        assert (encoded.width, encoded.height) == (640, 480)
         assert corner_colours(image) == ["red", "green", "blue", "black"]
