@@ -194,7 +194,9 @@ def _read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
 
     text_page = page.get_textpage()
     try:
-        codes = [pdfium.FPDFText_GetUnicode(text_page, index) for index in range(text_page.count_chars())]
+        # The handle itself: a helper object is asked for it at every call, a thousand times a page.
+        handle = text_page.raw
+        codes = [pdfium.FPDFText_GetUnicode(handle, index) for index in range(text_page.count_chars())]
         # One character of the string for one of pdfium's: positions in both are the same.
         characters = "".join(chr(code) if code else " " for code in codes)
         locate = _Locator(page, text_page)
@@ -230,19 +232,21 @@ class _Locator:
     _UNITS = 1 << 16
 
     def __init__(self, page: pypdfium2.PdfPage, text_page: pypdfium2.PdfTextPage) -> None:
-        self._page = page
-        self._text_page = text_page
+        self._page = page.raw
+        self._text_page = text_page.raw
 
     def __call__(self, start: int, stop: int) -> tuple[float, float, float, float]:
         import pypdfium2.raw as pdfium
 
-        left = bottom = math.inf
-        right = top = -math.inf
         char_left, char_bottom, char_right, char_top = (ctypes.c_double() for _ in range(4))
+        lefts, rights, bottoms, tops = [], [], [], []
         for index in range(start, stop):
             pdfium.FPDFText_GetCharBox(self._text_page, index, char_left, char_right, char_bottom, char_top)
-            left, right = min(left, char_left.value), max(right, char_right.value)
-            bottom, top = min(bottom, char_bottom.value), max(top, char_top.value)
+            lefts.append(char_left.value)
+            rights.append(char_right.value)
+            bottoms.append(char_bottom.value)
+            tops.append(char_top.value)
+        left, right, bottom, top = min(lefts), max(rights), min(bottoms), max(tops)
         corners = [self._to_page(left, bottom), self._to_page(right, top)]
         (x0, y0), (x1, y1) = corners
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
