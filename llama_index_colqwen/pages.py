@@ -24,6 +24,8 @@ __all__ = [
     "MultiVector",
     "Page",
     "PageImage",
+    "PageVectors",
+    "PatchGrid",
     "RankedPage",
     "RenderedPage",
     "WordBox",
@@ -33,6 +35,34 @@ __all__ = [
 
 MultiVector: TypeAlias = npt.NDArray[np.float32]
 """Float32, shape (num_tokens, dim), unit rows, no padding rows."""
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Which rows of a page's multi-vector are its patches, and where these lie on the page.
+
+    Rows `start` to `start + rows * columns` are the patches, line by line from the top left; the others belong to the
+    prompt. The patches are equal parts of the page image.
+    """
+
+    rows: int
+    columns: int
+    start: int = 0
+
+
+class PageVectors(npt.NDArray[np.float32]):
+    """A page's multi-vector that knows its patch grid; an array like any other.
+
+    Arrays computed from it (slices, sums, copies) are no page's vectors any more: their `patch_grid` is None.
+    """
+
+    patch_grid: PatchGrid | None = None
+
+    def __new__(cls, vectors: MultiVector, patch_grid: PatchGrid | None = None) -> PageVectors:
+        """View `vectors` as the vectors of a page."""
+        view = np.asarray(vectors, dtype=np.float32).view(cls)
+        view.patch_grid = patch_grid
+        return view
 
 
 @dataclass(frozen=True)
@@ -134,10 +164,11 @@ class Page:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A page put forward by the store, with its exact multi-vector."""
+    """A page put forward by the store, with its exact multi-vector and, where the embedder knew it, its patch grid."""
 
     page_id: str
     vectors: MultiVector = field(repr=False)
+    patch_grid: PatchGrid | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index_colqwen.codec import VectorDtype, join_chunks, split_chunks
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
-from llama_index_colqwen.pages import Page
+from llama_index_colqwen.pages import Page, PatchGrid
 
 if TYPE_CHECKING:
     from pymilvus import CollectionSchema, MilvusClient
@@ -24,10 +24,11 @@ __all__ = [
     "read_description",
     "vector_id",
     "vectors_collection",
+    "vectors_from_row",
     "vectors_row",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _PROPERTY = "colqwen.collection"
 _MAX_VARCHAR = 65_535
@@ -74,6 +75,7 @@ def create_collections(client: MilvusClient, collection: str, description: Colle
     vectors.add_field("vector_id", DataType.VARCHAR, is_primary=True, max_length=640)
     vectors.add_field("page_id", DataType.VARCHAR, max_length=512)
     _add_chunks(vectors, "chunks")
+    vectors.add_field("patch_grid", DataType.ARRAY, element_type=DataType.INT64, max_capacity=3)
     # Milvus demands a vector field in every collection; this one is never searched.
     vectors.add_field("unused", DataType.FLOAT_VECTOR, dim=2)
 
@@ -102,14 +104,20 @@ def vector_id(page_id: str, content_hash: str) -> str:
     return f"{page_id}:{content_hash}"
 
 
-def vectors_row(page: Page, encoded: bytes) -> dict[str, Any]:
+def vectors_row(page: Page, encoded: bytes, patch_grid: PatchGrid | None) -> dict[str, Any]:
     """Write a page's encoded multi-vector as a row."""
     return {
         "vector_id": vector_id(page.page_id, page.content_hash),
         "page_id": page.page_id,
         "chunks": split_chunks(encoded),
+        "patch_grid": [] if patch_grid is None else [patch_grid.rows, patch_grid.columns, patch_grid.start],
         "unused": [0.0, 0.0],
     }
+
+
+def vectors_from_row(row: dict[str, Any]) -> tuple[bytes, PatchGrid | None]:
+    """Undo `vectors_row`."""
+    return join_chunks(row["chunks"]), PatchGrid(*row["patch_grid"]) if row["patch_grid"] else None
 
 
 def page_row(page: Page, mean_vector: list[float]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors, join_chunks
+from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
@@ -33,7 +33,7 @@ from llama_index_colqwen.errors import (
     StoreError,
 )
 from llama_index_colqwen.milvus import connect, disconnect, is_local, is_one_of, milvus_errors, normalise_uri, quote
-from llama_index_colqwen.pages import Candidate, MultiVector, Page
+from llama_index_colqwen.pages import Candidate, MultiVector, Page, PatchGrid
 from llama_index_colqwen.schema import (
     CollectionDescription,
     create_collections,
@@ -42,6 +42,7 @@ from llama_index_colqwen.schema import (
     read_description,
     vector_id,
     vectors_collection,
+    vectors_from_row,
     vectors_row,
 )
 
@@ -110,9 +111,9 @@ class MilvusPageStore:
         self._lock = threading.RLock()
         self._connection: MilvusClient | None = None
         self._dim: int | None = None
-        # page id -> (content hash, encoded vectors): what searches read. It is filled on demand and checked against the
-        # pages' rows at every search, so that nothing needs to tell it of changes.
-        self._resident: dict[str, tuple[str, bytes]] = {}
+        # page id -> (content hash, encoded vectors, patch grid): what searches read. It is filled on demand and checked
+        # against the pages' rows at every search, so that nothing needs to tell it of changes.
+        self._resident: dict[str, tuple[str, bytes, PatchGrid | None]] = {}
 
     @property
     def is_local(self) -> bool:
@@ -177,7 +178,8 @@ class MilvusPageStore:
 
         Args:
             pages: With `image_path`, or without an image; inline images are not kept in Milvus.
-            vectors: A multi-vector a page, each float32, shape (num_tokens, dim).
+            vectors: A multi-vector a page, each float32, shape (num_tokens, dim); of `PageVectors`, the patch grid is
+                kept too.
 
         Raises:
             DimensionMismatchError: If a multi-vector's dim is not the collection's, or there is not one a page.
@@ -277,7 +279,7 @@ class MilvusPageStore:
         return [pages[page_id] for page_id in page_ids if page_id in pages]
 
     def candidates(self) -> Iterator[Candidate]:
-        """Put every page forward, with its exact multi-vector, in order of page id.
+        """Put every page forward, with its exact multi-vector and patch grid, in order of page id.
 
         Vectors are read from Milvus once and then held in memory, encoded (130 KB a ColQwen2 page as int8).
         """
@@ -285,9 +287,9 @@ class MilvusPageStore:
         with self._lock:
             stored = {row["page_id"]: row["content_hash"] for row in self._scan(["page_id", "content_hash"])}
             self._fill_resident(stored)
-            chosen = [(page_id, self._resident[page_id][1]) for page_id in sorted(stored) if page_id in self._resident]
-        for page_id, data in chosen:
-            yield Candidate(page_id, decode_vectors(data, dim, self.vector_dtype))
+            chosen = [(page_id, self._resident[page_id]) for page_id in sorted(stored) if page_id in self._resident]
+        for page_id, (_, data, patch_grid) in chosen:
+            yield Candidate(page_id, decode_vectors(data, dim, self.vector_dtype), patch_grid)
 
     # ---- the same, for the event loop
 
@@ -316,7 +318,10 @@ class MilvusPageStore:
     def _add_batch(self, pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
         before = self.states([page.page_id for page in pages])
         encoded = [encode_vectors(multi_vector, self.vector_dtype) for multi_vector in vectors]
-        vector_rows = [vectors_row(page, data) for page, data in zip(pages, encoded, strict=True)]
+        vector_rows = [
+            vectors_row(page, data, getattr(multi_vector, "patch_grid", None))
+            for page, data, multi_vector in zip(pages, encoded, vectors, strict=True)
+        ]
         page_rows = [
             page_row(page, multi_vector.mean(axis=0).tolist())
             for page, multi_vector in zip(pages, vectors, strict=True)
@@ -388,14 +393,16 @@ class MilvusPageStore:
         for page_id in [page_id for page_id in self._resident if page_id not in stored]:
             del self._resident[page_id]
         missing = [
-            page_id for page_id, content in stored.items() if self._resident.get(page_id, ("", b""))[0] != content
+            page_id
+            for page_id, content in stored.items()
+            if page_id not in self._resident or self._resident[page_id][0] != content
         ]
         for some in _batches(missing, _READ_PAGES):
             ids = [vector_id(page_id, stored[page_id]) for page_id in some]
             with self._milvus("read vectors of"):
-                rows = self._read_rows(self._vectors_collection, "vector_id", ids, ["page_id", "chunks"])
+                rows = self._read_rows(self._vectors_collection, "vector_id", ids, ["page_id", "chunks", "patch_grid"])
             for row in rows:
-                self._resident[row["page_id"]] = stored[row["page_id"]], join_chunks(row["chunks"])
+                self._resident[row["page_id"]] = stored[row["page_id"]], *vectors_from_row(row)
 
     # ---- inside: the collection
 

@@ -20,6 +20,8 @@ from llama_index_colqwen import (
     MilvusPageStore,
     MultiVector,
     Page,
+    PageVectors,
+    PatchGrid,
     StoreError,
 )
 from tests.fakes import make_page, unit_rows
@@ -378,3 +380,10 @@ async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
     await store.aclear()
     with pytest.raises(CollectionNotFoundError):
         await store.acount()
+
+
+def test_patch_grid_travels_with_the_vectors(store: MilvusPageStore) -> None:
+    vectors = unit_rows(0, 8)
+    store.add([make_page("seen"), make_page("read")], [PageVectors(vectors, PatchGrid(2, 3, start=1)), vectors])
+    grids = {candidate.page_id: candidate.patch_grid for candidate in store.candidates()}
+    assert grids == {"seen": PatchGrid(2, 3, start=1), "read": None}
