@@ -4,17 +4,23 @@ Importing this package loads neither torch nor pymilvus.
 """
 
 from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
+from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
     ColQwenError,
+    DeviceMemoryError,
     DimensionMismatchError,
     DocumentError,
     DocumentNotFoundError,
     EncryptedDocumentError,
     FingerprintMismatchError,
+    IncompleteWeightsError,
     InvalidOptionError,
     MissingDependencyError,
+    ModelError,
+    ModelNotFoundError,
     QueryError,
     StoreError,
     StoreLockedError,
@@ -23,7 +29,7 @@ from llama_index_colqwen.errors import (
 )
 from llama_index_colqwen.index import ColQwenIndex, IndexingReport
 from llama_index_colqwen.nodes import word_boxes
-from llama_index_colqwen.pages import MultiVector, Page, WordBox
+from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid, WordBox
 from llama_index_colqwen.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
 from llama_index_colqwen.retriever import ColQwenRetriever
 from llama_index_colqwen.store import MilvusPageStore
@@ -33,25 +39,33 @@ __version__ = "0.1.0"
 __all__ = [
     "CollectionNotFoundError",
     "ColQwenError",
+    "ColQwenEmbedder",
     "ColQwenIndex",
     "ColQwenRetriever",
+    "DeviceMemoryError",
     "DimensionMismatchError",
     "DocumentError",
     "DocumentNotFoundError",
     "EmbedderFingerprint",
     "EncryptedDocumentError",
     "FingerprintMismatchError",
+    "IncompleteWeightsError",
     "IndexingReport",
     "InvalidOptionError",
     "LexicalEmbedder",
     "MilvusPageStore",
     "MissingDependencyError",
     "MissingTextWarning",
+    "ModelError",
+    "ModelNotFoundError",
     "MultiVector",
     "MultiVectorEmbedder",
     "PDFPageReader",
     "Page",
+    "PageVectors",
+    "PatchGrid",
     "QueryError",
+    "SentenceTransformersEmbedder",
     "SkippedDocumentWarning",
     "StoreError",
     "StoreLockedError",

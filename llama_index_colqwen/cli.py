@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llama_index_colqwen import __version__
+from llama_index_colqwen.embedders.base import resolve_embedder
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.errors import ColQwenError
 from llama_index_colqwen.index import ColQwenIndex
@@ -73,17 +74,22 @@ def index(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Where page images are written; by default beside the .db, as NAME.images."),
     ] = None,
+    embedder: Annotated[
+        str, typer.Option(help="lexical, or a visual model: a hub id such as vidore/colqwen2-v1.0, or a folder.")
+    ] = "lexical",
     ocr: Annotated[
         _Ocr, typer.Option(help="Which pages to read by OCR; auto: those without a text layer.")
     ] = _Ocr.auto,
-    language: Annotated[str, typer.Option(help="ISO 639-1 code of the documents' language.")] = "en",
+    language: Annotated[
+        str, typer.Option(help="ISO 639-1 code of the documents' language, for the lexical embedder.")
+    ] = "en",
     password: Annotated[Optional[str], typer.Option(help="Opens encrypted PDFs.")] = None,  # noqa: UP045
     on_error: Annotated[_OnError, typer.Option(help="skip: leave out what cannot be read.")] = _OnError.stop,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what the collection holds first.")] = False,
 ) -> None:
     """Read files, embed their pages, and store them; what is stored and unchanged is skipped."""
     with _speaking_plainly():
-        embedder = LexicalEmbedder(language)
+        chosen = LexicalEmbedder(language) if embedder == "lexical" else resolve_embedder(embedder)
         with MilvusPageStore(db, token, collection) as store:
             image_dir = images or store.image_dir or Path("colqwen.images")
             reader = PDFPageReader(image_dir=image_dir, ocr=ocr.value, password=password, on_error=on_error.value)
@@ -91,7 +97,7 @@ def index(
             with closing(reader.lazy_load_data(list(paths))) as documents:
                 if overwrite:
                     store.clear()
-                made = ColQwenIndex(store, embedder)
+                made = ColQwenIndex(store, chosen)
                 try:
                     made.refresh_ref_docs(documents, show_progress=True)
                 except KeyboardInterrupt:
@@ -110,13 +116,18 @@ def search(
     db: _Db = "./colqwen.db",
     token: _Token = None,
     collection: _Collection = "pages",
+    embedder: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The embedder that made the collection, if it is not where it was."),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many pages to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Find the pages that answer a question."""
     with _speaking_plainly():
         with MilvusPageStore(db, token, collection) as store:
-            retriever = ColQwenIndex(store, store.fingerprint()).as_retriever(similarity_top_k=top_k)
+            made = ColQwenIndex(store, embedder or store.fingerprint())
+            retriever = made.as_retriever(similarity_top_k=top_k)
             hits = retriever.retrieve(question)
         rows = [
             {

@@ -10,6 +10,10 @@
     │   └── UnreadableDocumentError                      truncated, corrupt, empty, or too large to decode
     ├── QueryError                  (ValueError)         an empty query, or one the embedder cannot read
     ├── DimensionMismatchError      (ValueError)         multi-vectors of two dims
+    ├── ModelError                  (RuntimeError)       a model cannot be loaded, or computes nonsense
+    │   ├── ModelNotFoundError      (FileNotFoundError)  no such model on this machine or the hub, or no network
+    │   ├── IncompleteWeightsError  (ValueError)         weights are lost, or were never trained
+    │   └── DeviceMemoryError       (MemoryError)        the model, or a single page, does not fit the device
     └── StoreError                  (RuntimeError)
         ├── CollectionNotFoundError (LookupError)        nothing is indexed there
         ├── FingerprintMismatchError                     another embedder made the collection
@@ -23,13 +27,17 @@ from __future__ import annotations
 __all__ = [
     "CollectionNotFoundError",
     "ColQwenError",
+    "DeviceMemoryError",
     "DimensionMismatchError",
     "DocumentError",
     "DocumentNotFoundError",
     "EncryptedDocumentError",
     "FingerprintMismatchError",
+    "IncompleteWeightsError",
     "InvalidOptionError",
     "MissingDependencyError",
+    "ModelError",
+    "ModelNotFoundError",
     "QueryError",
     "StoreError",
     "StoreLockedError",
@@ -45,9 +53,10 @@ class ColQwenError(Exception):
 class MissingDependencyError(ColQwenError, ImportError):
     """An optional package is needed; the message has the line that installs it."""
 
-    def __init__(self, need: str, extra: str) -> None:
-        """Say what needs the extra, and how to install it."""
-        super().__init__(f"{need}. Install it with: pip install 'llama-index-colqwen[{extra}]'")
+    def __init__(self, need: str, extra: str, install: str = "") -> None:
+        """Say what needs the extra, and what installs it: the extra itself, unless `install` is given."""
+        what = install or f"'llama-index-colqwen[{extra}]'"
+        super().__init__(f"{need}. Install it with: pip install {what}")
         self.extra = extra
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -70,13 +79,15 @@ class DocumentError(ColQwenError, ValueError):
     """A file cannot become pages; the message starts with its name."""
 
 
-class DocumentNotFoundError(DocumentError, FileNotFoundError):
-    """There is no such file, or nothing readable in the folder."""
+class _Sentence(Exception):
+    """OSError formats itself from errno; the sentence is all there is here."""
 
-    # OSError formats itself from errno; the sentence is all there is here.
     def __str__(self) -> str:
-        """Return the sentence."""
         return str(self.args[0]) if self.args else ""
+
+
+class DocumentNotFoundError(_Sentence, DocumentError, FileNotFoundError):
+    """There is no such file, or nothing readable in the folder."""
 
 
 class UnsupportedDocumentError(DocumentError):
@@ -97,6 +108,22 @@ class QueryError(ColQwenError, ValueError):
 
 class DimensionMismatchError(ColQwenError, ValueError):
     """Two multi-vectors, or a multi-vector and a collection, have different dims."""
+
+
+class ModelError(ColQwenError, RuntimeError):
+    """A model cannot be loaded or run; the message names it and the next step."""
+
+
+class ModelNotFoundError(_Sentence, ModelError, FileNotFoundError):
+    """The model is not on this machine, and the hub has no such model or cannot be reached."""
+
+
+class IncompleteWeightsError(ModelError, ValueError):
+    """Weights are missing, left over, or untrained: the model would rank pages at random."""
+
+
+class DeviceMemoryError(ModelError, MemoryError):
+    """The model, or the forward pass of a single page, does not fit the device's memory."""
 
 
 class StoreError(ColQwenError, RuntimeError):

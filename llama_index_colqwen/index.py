@@ -6,21 +6,15 @@ Knows nothing of files, rendering or scoring.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.schema import BaseNode
-from tqdm.auto import tqdm
 
 from llama_index_colqwen.codec import VectorDtype
 from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
-from llama_index_colqwen.errors import InvalidOptionError
-from llama_index_colqwen.nodes import page_from_node, with_image_on_disk
-from llama_index_colqwen.pages import Page
+from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.retriever import ColQwenRetriever
 from llama_index_colqwen.store import MilvusPageStore
 
@@ -29,28 +23,6 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
 
 __all__ = ["ColQwenIndex", "IndexingReport"]
-
-# Pages embedded and stored together; what an interruption can lose.
-_BATCH_PAGES = 16
-
-
-@dataclass
-class IndexingReport:
-    """What indexing did.
-
-    Attributes:
-        added: Pages that were not there.
-        updated: Pages whose content or metadata changed.
-        unchanged: Pages that were there already; they were not embedded again.
-        removed: Pages of earlier versions of the same files (by `refresh_ref_docs` only).
-        seconds: How long it took, wall clock.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    seconds: float = 0.0
 
 
 class ColQwenIndex:
@@ -100,7 +72,7 @@ class ColQwenIndex:
 
         Args:
             documents: From `PDFPageReader`, or any nodes with images. `lazy_load_data` streams in bounded memory.
-            embedder: "lexical", or an embedder.
+            embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; or an embedder.
             uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address.
             token: For servers that ask for one.
             collection: The collection's name.
@@ -251,54 +223,7 @@ class ColQwenIndex:
     # ---- inside
 
     def _write(self, documents: Iterable[BaseNode], show_progress: bool) -> list[bool]:
-        """Write pages batch by batch; return for each document whether anything was written."""
         self.report = IndexingReport()
-        started = time.perf_counter()
-        written: list[bool] = []
-        seen: set[str] = set()
-        total = len(documents) if isinstance(documents, Sized) else None
-        remaining = iter(documents)
-        with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress) as progress:
-            while batch := [page_from_node(document) for document in islice(remaining, _BATCH_PAGES)]:
-                fresh: list[Page] = []
-                for page in batch:
-                    # The same bytes under two names are the same pages: the first name is kept.
-                    if page.page_id not in seen:
-                        seen.add(page.page_id)
-                        fresh.append(page)
-                changed = self._write_batch(fresh)
-                for page in batch:
-                    written.append(page.page_id in changed)
-                    changed.discard(page.page_id)
-                progress.update(len(batch))
-                self.report.seconds = time.perf_counter() - started
-        return written
-
-    def _write_batch(self, pages: Sequence[Page]) -> set[str]:
-        pages = [self._keep_image(page) for page in pages]
-        states = self.store.states([page.page_id for page in pages])
-        to_embed, to_update = [], []
-        for page in pages:
-            state = states.get(page.page_id)
-            if state is None or state.content_hash != page.content_hash:
-                to_embed.append(page)
-            elif state.revision != page.revision:
-                to_update.append(page)
-        if to_embed:
-            self.store.add(to_embed, self.embedder.embed_pages(to_embed))
-        if to_update:
-            self.store.update(to_update)
-        self.report.added += sum(page.page_id not in states for page in to_embed)
-        self.report.updated += sum(page.page_id in states for page in to_embed) + len(to_update)
-        self.report.unchanged += len(pages) - len(to_embed) - len(to_update)
-        return {page.page_id for page in (*to_embed, *to_update)}
-
-    def _keep_image(self, page: Page) -> Page:
-        if page.image is None:
-            return page
-        if self._image_dir is None:
-            raise InvalidOptionError(
-                f"{page.file_name} page {page.page_number} has its image inline, and Milvus at {self.store.uri} keeps "
-                "no images: give image_dir=..., a folder that every reader of the index can open."
-            )
-        return with_image_on_disk(page, self._image_dir)
+        return index_documents(
+            documents, self.embedder, self.store, self._image_dir, self.report, show_progress=show_progress
+        )

@@ -21,7 +21,7 @@ from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, U
 from llama_index_colqwen.pages import PageImage, RenderedPage
 from llama_index_colqwen.pdf import Renderer, fit_size, render_pdf
 
-__all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_SUFFIXES", "Renderer", "encode_image", "render_document"]
+__all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_SUFFIXES", "Renderer", "encode_image", "render_document", "to_rgb"]
 
 _PDF_SUFFIXES = frozenset({".pdf"})
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
@@ -75,6 +75,23 @@ def encode_image(image: Image.Image) -> PageImage:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return PageImage(buffer.getvalue())
+
+
+def to_rgb(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Draw any Pillow image as a viewer shows it: upright, transparent parts on white, 16-bit values rescaled.
+
+    Args:
+        image: Of any mode.
+        size: What to scale it to before it is turned upright; by default it keeps its size.
+    """
+    image.load()
+    # Noted before the pixels are converted: conversions drop the EXIF record. (Pillow turns a TIFF as it loads it.)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Scaled down in few bytes a pixel, and only then made RGB: memory is what a large scan costs.
+    drawn = _scalable(image)
+    if size is not None and drawn.size != size:
+        drawn = drawn.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return _on_white(drawn.transpose(_TURNS[orientation]) if orientation in _TURNS else drawn)
 
 
 def _is_pdf(source: Path | bytes, name: str) -> bool:
@@ -146,13 +163,7 @@ def _decode(frame: Image.Image, what: str, max_pixels: int) -> Image.Image:
     frame.load()
     if frame.format == "TIFF":
         size = _target_size(frame, max_pixels)  # Pillow turns a TIFF as it loads it, and forgets the orientation
-    # Noted before the pixels are converted: conversions drop the EXIF record.
-    orientation = frame.getexif().get(ExifTags.Base.Orientation, 1)
-    # Scaled down in few bytes a pixel, and only then made RGB: memory is what a large scan costs.
-    image = _scalable(frame)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return _on_white(image.transpose(_TURNS[orientation]) if orientation in _TURNS else image)
+    return to_rgb(frame, size)
 
 
 def _target_size(frame: Image.Image, max_pixels: int) -> tuple[int, int]:
@@ -195,4 +206,4 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode in {"LA", "RGBA"}:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

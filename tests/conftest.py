@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+# huggingface_hub reads it when it is imported: no test asks the hub, but the one that tests make themselves.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,24 @@ def run_python() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the folder of a tiny real model, or of a LoRA adapter of it; made once, so copy it before changing it."""
+    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+    from tests.checkpoints import build_adapter, build_checkpoint
+
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def build(architecture: str = "ColQwen2", *, adapter: bool = False, legacy_names: bool = False) -> Path:
+        folder = root / f"{architecture}{'-legacy' * legacy_names}{'-lora' * adapter}"
+        if adapter:
+            return build_adapter(build(architecture), folder, legacy_names=legacy_names)
+        return build_checkpoint(architecture, folder, legacy_names=legacy_names)
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,12 @@ SAMPLES = ROOT / "examples" / "pdfs"
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that are given no --db use one where they are run."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +136,8 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
         )
     command = [sys.executable, "-m", "llama_index_colqwen.cli", "index", str(tmp_path), "--db", str(tmp_path / "x.db")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        # Pages are read and stored 16 at a time: when 48 are drawn, 32 are stored.
-        while len(list((tmp_path / "x.images").rglob("*.jpg"))) < 48:
+        # At most 96 pages are drawn and not yet embedded; what is embedded is stored, also at Ctrl-C.
+        while len(list((tmp_path / "x.images").rglob("*.jpg"))) < 96 + 32:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
@@ -139,6 +147,26 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     result = run("index", tmp_path, "--db", tmp_path / "x.db")
     assert f"1000 pages in {tmp_path / 'x.db'}: {1000 - stored} added, 0 updated, {stored} unchanged" in result.output
+
+
+def test_visual_model_indexes_and_is_found_again_by_search(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    pdf, db = SAMPLES / "tidal-sensors-paper.pdf", tmp_path / "visual.db"
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint(), model)
+    result = run("index", pdf, "--db", db, "--embedder", model, "--ocr", "never")
+    assert result.exit_code == 0, result.output
+    made_by = r"made by ColQwen2 in .*model \(revision \w+, 128-dim.*max_visual_tokens=768"
+    assert re.search(made_by, run("info", "--db", db).output)
+    found = json.loads(run("search", "Which sensor drifted least?", "--db", db, "--json", "-k", "2").stdout)
+    assert [row["rank"] for row in found] == [1, 2]
+    model.rename(tmp_path / "moved")
+    gone = run("search", "Which sensor drifted least?", "--db", db)
+    assert re.search("Error: There is no folder '.*model'", gone.stderr)
+    moved = ("--embedder", tmp_path / "moved")
+    assert (
+        json.loads(run("search", "Which sensor drifted least?", "--db", db, "--json", "-k", "2", *moved).stdout)
+        == found
+    )
 
 
 def test_doctor_says_what_works_and_how_to_mend_the_rest() -> None:

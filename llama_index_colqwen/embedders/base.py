@@ -6,14 +6,18 @@ Knows nothing of any one embedder until it is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.pages import MultiVector, Page
 
-__all__ = ["EmbedderFingerprint", "MultiVectorEmbedder", "resolve_embedder"]
+__all__ = ["EmbedderFingerprint", "MultiVectorEmbedder", "resolve_embedder", "stream_pages"]
+
+_BATCH_PAGES = 16
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,19 @@ class EmbedderFingerprint:
     """Everything that decides what an embedder's vectors mean; vectors of equal fingerprints can be compared.
 
     Attributes:
-        model: The model's name.
+        model: The model's name on the hub, or for one that is not there what kind it is.
         revision: The weights' (or the method's) version.
         dim: Length of each vector.
         options: Whatever else changes the vectors, such as a query prefix or token pooling.
+        location: The folder that the model was loaded from, for one that is not on the hub; not compared, so that an
+            index and a model can move.
     """
 
     model: str
     revision: str
     dim: int
     options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    location: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """Write as JSON with sorted keys, so that equal fingerprints are equal texts."""
@@ -44,7 +51,8 @@ class EmbedderFingerprint:
     def __str__(self) -> str:
         """Describe for error messages."""
         options = "".join(f", {name}={value!r}" for name, value in sorted(self.options.items()))
-        return f"{self.model} (revision {self.revision}, {self.dim}-dim{options})"
+        where = f" in {self.location}" if self.location else ""
+        return f"{self.model}{where} (revision {self.revision}, {self.dim}-dim{options})"
 
 
 @runtime_checkable
@@ -76,18 +84,64 @@ class MultiVectorEmbedder(Protocol):
 def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) -> MultiVectorEmbedder:
     """Return the embedder of a name, the one that a collection's fingerprint describes, or the embedder itself.
 
+    Args:
+        embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; a fingerprint; or any
+            object with the members of `MultiVectorEmbedder`.
+
     Raises:
         InvalidOptionError: If there is no embedder of that name, or the object is not an embedder.
+        ModelError: If the model cannot be loaded.
+        MissingDependencyError: If it needs an extra that is not installed.
     """
+    if isinstance(embedder, EmbedderFingerprint):
+        return _from_fingerprint(embedder)
     if isinstance(embedder, MultiVectorEmbedder):
         return embedder
-    options: Mapping[str, Any] = embedder.options if isinstance(embedder, EmbedderFingerprint) else {}
-    name = embedder.model if isinstance(embedder, EmbedderFingerprint) else embedder
-    if name == "lexical":
+    if embedder == "lexical":
         from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 
+        return LexicalEmbedder()
+    if isinstance(embedder, (str, Path)) and ("/" in str(embedder) or Path(embedder).is_dir()):
+        from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
+
+        return ColQwenEmbedder(embedder)
+    raise _no_embedder(embedder if isinstance(embedder, str) else type(embedder).__name__)
+
+
+def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
+    library = fingerprint.options.get("library")
+    if library == "colpali-engine":
+        from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
+
+        return ColQwenEmbedder.from_fingerprint(fingerprint)
+    if library == "sentence-transformers":
+        from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+        return SentenceTransformersEmbedder.from_fingerprint(fingerprint)
+    if library is None and fingerprint.model == "lexical":
+        from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+
+        options: Mapping[str, Any] = fingerprint.options
         return LexicalEmbedder(**options)
-    got = name if isinstance(name, str) else type(name).__name__
-    raise InvalidOptionError(
-        f"There is no embedder {got!r}. Use 'lexical', or an object with embed_pages, embed_queries, dim, fingerprint."
+    raise _no_embedder(fingerprint.model)
+
+
+def _no_embedder(name: str) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"There is no embedder {name!r}. Use 'lexical', a model's hub id (such as 'vidore/colqwen2-v1.0') or folder, "
+        "or an object with embed_pages, embed_queries, dim, fingerprint."
     )
+
+
+def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:
+    """Embed pages as they come, each once, in any order; memory is bounded.
+
+    Embedders that work ahead have a method `stream_pages` of their own; the others are given 16 pages at a time.
+    """
+    own = getattr(embedder, "stream_pages", None)
+    if own is not None:
+        yield from own(pages)
+        return
+    remaining = iter(pages)
+    while batch := list(islice(remaining, _BATCH_PAGES)):
+        yield from zip(batch, embedder.embed_pages(batch), strict=True)

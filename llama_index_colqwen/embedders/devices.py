@@ -1,0 +1,163 @@
+"""A device's name -> what it computes in, and what its memory errors look like.
+
+Knows nothing of pages or of models' families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Dtype",
+    "Replica",
+    "choose_devices",
+    "choose_dtype",
+    "dtype_name",
+    "empty_cache",
+    "is_out_of_memory",
+    "place",
+    "require_torch",
+]
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A model on one device; only who holds it runs it.
+
+    Attributes:
+        model: A torch module.
+        device: Its device.
+        num_threads: What torch computes with on the CPU.
+    """
+
+    model: Any
+    device: str
+    num_threads: int
+
+
+def require_torch(extra: str) -> None:
+    """Import torch and torchvision.
+
+    Raises:
+        MissingDependencyError: If they are not installed, which `extra` does, or do not fit each other.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("Models need torch", extra) from error
+    try:
+        # First, since transformers hides what a torchvision that does not fit torch says when it is imported.
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Models need torchvision", extra) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependencyError(
+            f"The installed torch and torchvision do not fit each other ({error}): a matching pair, from one package "
+            "index, is needed",
+            extra,
+            "--force-reinstall torch torchvision",
+        ) from error
+
+
+def choose_devices(device: str | Sequence[str] | None) -> list[str]:
+    """Return the devices asked for, or the best one there is: the first GPU, else MPS, else the CPU.
+
+    Raises:
+        InvalidOptionError: If this machine has no such device.
+    """
+    import torch
+
+    if device is None:
+        if torch.cuda.is_available():
+            return ["cuda:0"]
+        return ["mps" if torch.backends.mps.is_available() else "cpu"]
+    names = [str(name) for name in device] if isinstance(device, (list, tuple)) else [str(device)]
+    if not names or len(set(names)) != len(names):
+        raise InvalidOptionError(f"device is a device's name, or a list of different ones; got {device!r}.")
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    available += ["mps"] * torch.backends.mps.is_available()
+    for name in names:
+        if ("cuda:0" if name == "cuda" else name) not in available:
+            raise InvalidOptionError(f"There is no device {name!r} for torch here; there are: {', '.join(available)}.")
+    return names
+
+
+def choose_dtype(dtype: Dtype, device: str) -> torch.dtype:
+    """Return the dtype to compute in; "auto" is the one that is fast on the device and does not overflow.
+
+    Raises:
+        InvalidOptionError: If there is no such dtype.
+    """
+    import torch
+
+    if dtype not in get_args(Dtype):
+        raise InvalidOptionError(f"dtype is one of {', '.join(get_args(Dtype))}; got {dtype!r}.")
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.startswith("cuda"):
+        # Before Ampere bfloat16 is emulated, slowly.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a dtype as `choose_dtype` takes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def place(model: Any, devices: Sequence[str], name: str) -> list[Replica]:  # noqa: ANN401 - a torch module
+    """Put a model, or copies of it, on devices.
+
+    Raises:
+        DeviceMemoryError: If it does not fit.
+    """
+    import torch
+
+    replicas = []
+    for number, device in enumerate(devices):
+        try:
+            copy = model if number == len(devices) - 1 else deepcopy(model)
+            replicas.append(Replica(copy.to(device), device, torch.get_num_threads()))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            gigabytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) / 1e9
+            raise DeviceMemoryError(
+                f"{name} takes {gigabytes:.1f} GB in {dtype_name(model.dtype)}, which do not fit the memory of "
+                f"{device}: take a smaller model or dtype, or a device with more memory."
+            ) from error
+    return replicas
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory did not suffice: CUDA has a type for it, MPS and the CPU only words."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = str(error).lower()
+    phrases = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, (RuntimeError, OSError)) and any(phrase in words for phrase in phrases)
+
+
+def empty_cache(devices: Sequence[str]) -> None:
+    """Give memory that torch keeps for later back, so that smaller batches find whole pieces of it."""
+    import torch
+
+    if any(device.startswith("cuda") for device in devices):
+        torch.cuda.empty_cache()
+    if "mps" in devices:
+        torch.mps.empty_cache()

@@ -1,0 +1,125 @@
+"""Work that overlaps: items are read ahead, and written behind, in a thread each; memory is bounded.
+
+Knows nothing of what the items are.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+__all__ = ["WriteBehind", "read_ahead"]
+
+_Item = TypeVar("_Item")
+
+# How long a thread that waits for room goes without asking whether anyone still wants what it has.
+_PATIENCE_S = 0.1
+
+
+def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
+    """Iterate in a thread of its own, at most `ahead` items in advance.
+
+    Errors of the iteration are raised here, after the items before them. Closing this generator stops the thread, once
+    it has the item that it is at.
+    """
+    taken: queue.Queue[tuple[_Item] | BaseException | None] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def put(entry: tuple[_Item] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                taken.put(entry, timeout=_PATIENCE_S)
+                return
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # whatever it is, it is raised where the items are used
+            put(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name="colqwen-read", daemon=True)
+    thread.start()
+    try:
+        while (entry := taken.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class WriteBehind(Generic[_Item]):
+    """Write items in a thread of its own: each as soon as it can be, and together what has gathered meanwhile.
+
+    Leaving the block waits until everything is written, whatever the reason for leaving.
+
+    Args:
+        write: Called with one to `most` items, in the order they were put.
+        most: Also how many can wait.
+    """
+
+    def __init__(self, write: Callable[[list[_Item]], None], most: int) -> None:
+        """See the class."""
+        self._write = write
+        self._most = most
+        self._waiting: queue.Queue[tuple[_Item] | None] = queue.Queue(most)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="colqwen-write", daemon=True)
+
+    def put(self, item: _Item) -> None:
+        """Hand an item over; wait while too many are waiting.
+
+        Raises:
+            BaseException: What `write` raised over earlier items.
+        """
+        if self._error is not None:
+            raise self._error
+        self._waiting.put((item,))
+
+    def __enter__(self) -> WriteBehind[_Item]:
+        """Start."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait until everything is written; raise what `write` raised, unless an error is under way already."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            batch: list[_Item] = []
+            entry = self._waiting.get()
+            while True:
+                if entry is None:
+                    more = False
+                    break
+                batch.append(entry[0])
+                if len(batch) == self._most:
+                    break
+                try:
+                    entry = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            # After an error the queue is emptied all the same, so that no one waits for room in it.
+            if batch and self._error is None:
+                try:
+                    self._write(batch)
+                except BaseException as error:  # raised by `put`, or at the end
+                    self._error = error
