@@ -6,12 +6,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_index_colqwen import ocr
+from tests.checkpoints import keep_in_cache
 from tests.test_retriever import SeeingLLM
 
 ROOT = Path(__file__).parents[1]
@@ -30,16 +32,25 @@ def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys
 
 
 def test_python_of_the_readme_runs_as_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Callable[..., Path],
 ) -> None:
+    # In the hub's place, a cache that has a tiny model under the big one's name.
+    keep_in_cache(tmp_path / "hub", "vidore/colqwen2-v1.0", checkpoint(adapter=True))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "reports").mkdir()
     shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
     for block in blocks:
+        before = names.get("index")
         exec(compile(block, "README.md", "exec"), names)
+        if before is not None and before is not names["index"]:
+            before.store.close()
     names["index"].store.close()
     output = capsys.readouterr().out
     assert re.search(r"^\d\.\d+ tidal-sensors-paper.pdf 3 .*page-0003", output)
@@ -89,3 +100,29 @@ def test_quality_measures_count_by_hand() -> None:
     # a within x: x2 x3 x1, relevant at ranks 2 and 3; b within y: the only page
     assert figures["within"]["hit@1"] == 0.5
     assert figures["within"]["ndcg@5"] == pytest.approx(((1 / 1.584963 + 1 / 2) / ideal + 1) / 2, abs=1e-4)
+
+
+def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+    main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]
+    assert main(["--pages", "5", "--rounds", "1", "--batch", "1", "2", "--pretend-ms", "5"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(milliseconds > 0 for milliseconds in line["stages"].values())
+    assert [run["batch"] for run in line["runs"]] == [1, 2]
+    for run in line["runs"]:
+        assert 0 < run["in_model"] < 1
+        assert run["ratio"] == pytest.approx(run["pages_s"] / run["colpali_engine_pages_s"])
+
+
+def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+    import torch
+
+    threads = torch.get_num_threads()
+    main = runpy.run_path(str(ROOT / "benchmarks" / "pooling.py"))["main"]
+    assert main(["--pages", "4", "--queries", "6"]) == 0
+    torch.set_num_threads(threads)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ours, theirs = line["pool_tokens"], line["HierarchicalTokenPooler"]
+    assert ours.keys() == theirs.keys() == {"2", "3", "4", "6"}
+    assert all(ours[factor]["ms"] < theirs[factor]["ms"] for factor in ours)
