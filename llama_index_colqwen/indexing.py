@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from llama_index.core.schema import BaseNode
@@ -21,7 +20,7 @@ from llama_index_colqwen.embedders.base import MultiVectorEmbedder, stream_pages
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.nodes import page_from_node, with_image_on_disk
 from llama_index_colqwen.pages import MultiVector, Page
-from llama_index_colqwen.pipeline import WriteBehind, read_ahead
+from llama_index_colqwen.pipeline import WriteBehind, gather, read_ahead
 from llama_index_colqwen.store import MilvusPageStore, StoredState
 
 __all__ = ["IndexingReport", "index_documents"]
@@ -105,8 +104,7 @@ class _Run:
 
     def pages_to_embed(self, documents: Iterable[BaseNode]) -> Iterator[Page]:
         """Look documents up in the store; update what did not change but in metadata, and yield what did."""
-        remaining = iter(documents)
-        while batch := [page_from_node(document) for document in islice(remaining, _LOOKUP_PAGES)]:
+        for batch in gather(map(page_from_node, documents), _LOOKUP_PAGES):
             fresh: dict[str, Page] = {}
             for page in batch:
                 # The same bytes under two names are the same pages: the first name is kept.

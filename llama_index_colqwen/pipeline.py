@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
-__all__ = ["WriteBehind", "read_ahead"]
+__all__ = ["WriteBehind", "gather", "look_ahead", "read_ahead"]
 
 _Item = TypeVar("_Item")
 
@@ -57,6 +58,47 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
     finally:
         stopped.set()
         thread.join()
+
+
+def gather(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
+    """Put items together, `most` at a time; an error of the iteration comes after the items before it."""
+    gathered: list[_Item] = []
+    failure: Exception | None = None
+    try:
+        for item in items:
+            gathered.append(item)
+            if len(gathered) == most:
+                yield gathered
+                gathered = []
+    except Exception as error:
+        failure = error
+    if gathered:
+        yield gathered
+    if failure is not None:
+        raise failure
+
+
+def look_ahead(items: Iterable[_Item], ahead: int) -> Iterator[_Item]:
+    """Take items, such as futures of work that begins when they are taken, `ahead` of their use.
+
+    An error of the iteration comes after the items before it.
+    """
+    remaining = iter(items)
+    waiting: deque[_Item] = deque()
+    failure: Exception | None = None
+    more = True
+    while more or waiting:
+        while more and len(waiting) <= ahead:
+            try:
+                waiting.append(next(remaining))
+            except StopIteration:
+                more = False
+            except Exception as error:
+                failure, more = error, False
+        if waiting:
+            yield waiting.popleft()
+    if failure is not None:
+        raise failure
 
 
 class WriteBehind(Generic[_Item]):

@@ -194,7 +194,9 @@ def _scalable(image: Image.Image) -> Image.Image:
         return Image.merge("LA", (grey, Image.fromarray((values != key).astype(np.uint8) * np.uint8(255))))
     if image.mode in {"I", "F"}:
         values = np.asarray(image)
-        top = 65535 if image.mode == "I" and values.max() > 255 else max(float(values.max()), 1.0)
+        # White is the least of the usual whites that no value exceeds: of shares (floats only), bytes, 16 bits.
+        peak = float(values.max())
+        top = next((white for white in ((1.0,) * (image.mode == "F") + (255.0, 65535.0)) if peak <= white), peak)
         return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("LA" if image.mode in {"1", "L", "LA"} else "RGBA")

@@ -287,3 +287,39 @@ def test_ctrl_c_while_indexing_leaves_whole_pages_and_a_file_that_opens(tmp_path
     index.insert_nodes([make_document(tmp_path, number) for number in range(1, 400)])
     assert counts(index.report) == (399 - stored, 0, stored, 0)
     index.store.close()
+
+
+def test_failing_store_ends_indexing_with_its_error_and_keeps_what_was_stored(
+    index: ColQwenIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, calls = index.store.add, 0
+
+    def failing(pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError("no space left on device")
+        add(pages, vectors)
+
+    monkeypatch.setattr(index.store, "add", failing)
+    with pytest.raises(OSError, match="no space left"):
+        index.insert_nodes([make_document(tmp_path, number) for number in range(1, 200)])
+    monkeypatch.undo()
+    stored = index.store.count()
+    assert 0 < stored == index.report.added < 199
+    index.insert_nodes([make_document(tmp_path, number) for number in range(1, 200)])
+    assert counts(index.report) == (199 - stored, 0, stored, 0)
+
+
+def test_failing_reader_ends_indexing_with_its_error_after_the_pages_before_it(
+    index: ColQwenIndex, tmp_path: Path
+) -> None:
+    def documents() -> Iterator[BaseNode]:
+        for number in range(1, 41):
+            yield make_document(tmp_path, number)
+        raise OSError("the network drive is gone")
+
+    with pytest.raises(OSError, match="network drive"):
+        index.insert_nodes(documents())
+    assert index.store.count() == index.report.added == 40
+    assert index.report.seconds > 0

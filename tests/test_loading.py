@@ -31,11 +31,7 @@ from llama_index_colqwen.errors import IncompleteWeightsError, ModelError, Model
 from tests.checkpoints import ARCHITECTURES, build_adapter, build_checkpoint
 from tests.fakes import make_page
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("colpali_engine") is None, reason="the [colqwen] extra is not installed"),
-    # transformers' processor of PaliGemma makes arrays of tensors, in a way that NumPy 2 warns of.
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(find_spec("colpali_engine") is None, reason="the [colqwen] extra is not installed")
 
 Checkpoint = Callable[..., Path]
 Tensors = dict[str, Any]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.pages import MultiVector, Page
+from llama_index_colqwen.pipeline import gather
 
 __all__ = ["EmbedderFingerprint", "MultiVectorEmbedder", "resolve_embedder", "stream_pages"]
 
@@ -142,6 +142,5 @@ def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterat
     if own is not None:
         yield from own(pages)
         return
-    remaining = iter(pages)
-    while batch := list(islice(remaining, _BATCH_PAGES)):
+    for batch in gather(pages, _BATCH_PAGES):
         yield from zip(batch, embedder.embed_pages(batch), strict=True)

@@ -10,14 +10,12 @@ import os
 import queue
 import threading
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +43,7 @@ from llama_index_colqwen.embedders.preprocessing import (
 )
 from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors
+from llama_index_colqwen.pipeline import gather, look_ahead
 from llama_index_colqwen.pooling import pool_tokens
 
 if TYPE_CHECKING:
@@ -148,6 +147,7 @@ class ColQwenEmbedder:
         self._family = loaded.family
         self._processor = loaded.processor
         self._processor_lock = threading.Lock()
+        self._workers_lock = threading.Lock()
         self._of_thread = threading.local()
         self._replicas: queue.SimpleQueue[Replica] = queue.SimpleQueue()
         for replica in place(loaded.model, self.devices, self.model_name):
@@ -200,33 +200,26 @@ class ColQwenEmbedder:
         return self._stream((page, page) for page in self._by_size(pages))
 
     def _by_size(self, pages: Iterable[Page]) -> Iterator[Page]:
-        remaining = iter(pages)
-        while window := list(islice(remaining, 4 * self.batch_size)):
+        for window in gather(pages, 4 * self.batch_size):
             yield from sorted(window, key=image_area)
 
     def _stream(self, pages: Iterable[tuple[_Key, Page]]) -> Iterator[tuple[_Key, MultiVector]]:
         """Prepare ahead in worker threads; run the model here, or for several devices in a thread for each."""
-        remaining = iter(pages)
-        preparing: deque[list[tuple[_Key, Future[PreparedPage]]]] = deque()
-        computing: deque[Future[list[tuple[_Key, MultiVector]]]] = deque()
         devices = len(self.devices)
+        # What is in work: a batch or more for every device, and as many as keep all workers busy.
+        ahead = devices + -(-self._num_workers // self.batch_size)
+        preparing = (
+            [(key, self._workers.submit(self._prepare, page)) for key, page in batch]
+            for batch in gather(pages, self.batch_size)
+        )
+        batches = look_ahead(preparing, ahead)
+        if devices == 1:
+            for batch in batches:
+                yield from self._embed(batch)
+            return
         with _stopped_at_exit(ThreadPoolExecutor(devices, "colqwen-forward")) as forward:
-            while True:
-                # What is in work: a batch or more for every device, and as many as keep all workers busy.
-                ahead = devices + -(-self._num_workers // self.batch_size)
-                while len(preparing) <= ahead and (batch := list(islice(remaining, self.batch_size))):
-                    preparing.append([(key, self._workers.submit(self._prepare, page)) for key, page in batch])
-                if not preparing:
-                    break
-                batch_futures = preparing.popleft()
-                if devices == 1:
-                    yield from self._embed(batch_futures)
-                    continue
-                computing.append(forward.submit(self._embed, batch_futures))
-                if len(computing) > devices:
-                    yield from computing.popleft().result()
-            while computing:
-                yield from computing.popleft().result()
+            for computed in look_ahead((forward.submit(self._embed, batch) for batch in batches), devices):
+                yield from computed.result()
 
     def _embed(self, batch: Sequence[tuple[_Key, Future[PreparedPage]]]) -> list[tuple[_Key, MultiVector]]:
         prepared = [future.result() for _, future in batch]
@@ -236,13 +229,29 @@ class ColQwenEmbedder:
     def _num_workers(self) -> int:
         return min(_MAX_WORKERS, os.cpu_count() or 1)
 
-    @cached_property
+    @property
     def _workers(self) -> ThreadPoolExecutor:
+        with self._workers_lock:
+            return self._started_workers
+
+    @cached_property
+    def _started_workers(self) -> ThreadPoolExecutor:
+        """Start threads in which torch computes by itself: the parallelism is over pages."""
         import torch
 
-        # One thread each: the parallelism is over pages. The setting is of the worker threads alone, but that it is
-        # also what threads start with from then on, so that forward passes set theirs.
-        return ThreadPoolExecutor(self._num_workers, "colqwen-prepare", torch.set_num_threads, (1,))
+        threads, started = torch.get_num_threads(), threading.Barrier(self._num_workers + 1)
+
+        def start() -> None:
+            torch.set_num_threads(1)
+            started.wait()
+
+        pool = ThreadPoolExecutor(self._num_workers, "colqwen-prepare", start)
+        for _ in range(self._num_workers):
+            pool.submit(int)
+        started.wait()
+        # A thread's setting is its own, but also what threads that are made later begin with.
+        torch.set_num_threads(threads)
+        return pool
 
     def _prepare(self, page: Page) -> PreparedPage:
         """Decode and preprocess one page, in a worker thread."""
@@ -274,8 +283,10 @@ class ColQwenEmbedder:
             QueryError: If a query is blank.
             ModelError: If the model computes vectors that are not finite.
         """
-        with self._processor_lock:
-            texts = [self.query_prefix + self._sanitise(query) for query in queries]
+        texts = []
+        for query in queries:
+            with self._processor_lock:
+                texts.append(self.query_prefix + self._sanitise(query))
         vectors: list[MultiVector] = []
         for start in range(0, len(texts), _QUERY_BATCH):
             with self._processor_lock:
@@ -290,6 +301,7 @@ class ColQwenEmbedder:
         if not isinstance(query, str) or not query.strip():
             raise QueryError("The query is empty.")
         tokenizer = self._processor.tokenizer
+        query = query.encode("utf-8", "replace").decode("utf-8")  # half a letter is none
         for special in self._special_tokens:
             # A space within, and it is a special token no more.
             query = query.replace(special, f"{special[0]} {special[1:]}")
@@ -298,7 +310,7 @@ class ColQwenEmbedder:
             warnings.warn(
                 f"The query has {len(offsets)} tokens; the first {_MAX_QUERY_TOKENS} are used.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
             query = query[: offsets[_MAX_QUERY_TOKENS - 1][1]]
         return query
@@ -347,8 +359,6 @@ class ColQwenEmbedder:
 
         replica = self._replicas.get()
         try:
-            if torch.get_num_threads() != replica.num_threads:
-                torch.set_num_threads(replica.num_threads)
             with torch.inference_mode():
                 if isinstance(inputs, Mapping):
                     batch: dict[str, Any] = _send(inputs, replica.device)
@@ -383,4 +393,4 @@ def _stopped_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)

@@ -37,12 +37,10 @@ class Replica:
     Attributes:
         model: A torch module.
         device: Its device.
-        num_threads: What torch computes with on the CPU.
     """
 
     model: Any
     device: str
-    num_threads: int
 
 
 def require_torch(extra: str) -> None:
@@ -124,13 +122,11 @@ def place(model: Any, devices: Sequence[str], name: str) -> list[Replica]:  # no
     Raises:
         DeviceMemoryError: If it does not fit.
     """
-    import torch
-
     replicas = []
     for number, device in enumerate(devices):
         try:
             copy = model if number == len(devices) - 1 else deepcopy(model)
-            replicas.append(Replica(copy.to(device), device, torch.get_num_threads()))
+            replicas.append(Replica(copy.to(device), device))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -33,6 +33,8 @@ __all__ = [
 # ColQwen2's processor refuses images that are longer than this many times their width.
 _MAX_ASPECT = 200
 _MIN_VISUAL_TOKENS = 4
+# What Pillow raises over broken images.
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 DEFAULT_VISUAL_TOKENS = 768
 
 
@@ -75,22 +77,28 @@ def cap_visual_tokens(processor: Any, family: Family, tokens: int, name: str) ->
             )
         return None
     images = processor.image_processor
-    token_area = (images.patch_size * images.merge_size) ** 2
-    shortest = min(images.size["shortest_edge"], tokens * token_area)
-    images.size = {"shortest_edge": shortest, "longest_edge": tokens * token_area}
+    token_area = _token_area(processor)
+    least, most = images.size["shortest_edge"], tokens * token_area
+    # Small pages are scaled up to the least size, rounding up, which a low cap has no room for.
+    images.size = {"shortest_edge": least if 4 * least <= most else token_area, "longest_edge": most}
     return tokens
 
 
-def page_image(page: Page) -> Image.Image:
-    """Decode a page's image: RGB, upright, on white, and not longer than models take.
+def _token_area(processor: Any) -> int:  # noqa: ANN401
+    """Return the pixels of a visual token."""
+    return int((processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2)
+
+
+def page_image(page: Page, max_aspect: int = _MAX_ASPECT) -> Image.Image:
+    """Decode a page's image: RGB, upright, on white, and at most so many times as long as wide.
 
     Raises:
         UnreadableDocumentError: If the image is gone or cannot be decoded.
     """
     try:
         with page.open_image() as opened:
-            return _padded(to_rgb(opened))
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
+            return _padded(to_rgb(opened), max_aspect)
+    except _BROKEN as error:
         raise UnreadableDocumentError(
             f"{page.file_name}: the image of page {page.page_number} cannot be read ({error})."
         ) from error
@@ -102,12 +110,21 @@ def prepare_page(page: Page, processor: Any, family: Family) -> PreparedPage:  #
     Raises:
         UnreadableDocumentError: If the image is gone or cannot be decoded.
     """
-    image = page_image(page)
-    # What the processor's own `process_images` calls, without the padded copy of the pixels that it makes.
-    inputs = dict(
-        processor(text=[processor.visual_prompt_prefix], images=[image], padding="longest", return_tensors="pt")
+    # One line of tokens is the least: a page that is longer than the cap would exceed it.
+    cap = (
+        processor.image_processor.size["longest_edge"] // _token_area(processor) if family.layout == "dynamic" else None
     )
-    inputs.pop("labels", None)  # ColPali's, for training: with them a loss would be computed
+    image = page_image(page, _MAX_ASPECT if cap is None else min(_MAX_ASPECT, cap))
+    # What the processor's own `process_images` calls, without the padded copy of the pixels that it makes.
+    prompt = {"text": [processor.visual_prompt_prefix], "images": [image], "padding": "longest"}
+    if family.layout == "square":
+        import torch
+
+        # As arrays: the processor hands tensors to numpy in a way that numpy warns of.
+        inputs = {name: torch.from_numpy(array) for name, array in processor(**prompt, return_tensors="np").items()}
+        inputs.pop("labels", None)  # for training: with them a loss would be computed
+    else:
+        inputs = dict(processor(**prompt, return_tensors="pt"))
     return PreparedPage(inputs, *_find_patches(inputs, processor, family))
 
 
@@ -147,7 +164,7 @@ def image_area(page: Page) -> int:
     try:
         with page.open_image() as image:
             return int(image.width * image.height)
-    except (OSError, ValueError, SyntaxError):
+    except _BROKEN:
         return 0
 
 
@@ -178,9 +195,9 @@ def _find_patches(
     return PatchGrid(rows * side, columns * side), np.concatenate([in_lines, rest])
 
 
-def _padded(image: Image.Image) -> Image.Image:
-    """Widen what is longer than the processor takes, with white, on the right or below."""
-    shortest = math.ceil(max(image.size) / _MAX_ASPECT)
+def _padded(image: Image.Image, max_aspect: int) -> Image.Image:
+    """Widen what is longer than that, with white, on the right or below."""
+    shortest = math.ceil(max(image.size) / max_aspect)
     if min(image.size) >= shortest:
         return image
     padded = Image.new("RGB", (max(image.width, shortest), max(image.height, shortest)), "white")
