@@ -25,7 +25,7 @@ from llama_index_colqwen.store import MilvusPageStore, StoredState
 
 __all__ = ["IndexingReport", "index_documents"]
 
-_LOOKUP_PAGES = 16  # looked up in the store together
+_LOOKUP_PAGES = 8  # looked up in the store together
 _AHEAD_PAGES = 64  # drawn and not yet embedded: 20 MB of images
 _WRITE_PAGES = 16
 
@@ -104,7 +104,7 @@ class _Run:
 
     def pages_to_embed(self, documents: Iterable[BaseNode]) -> Iterator[Page]:
         """Look documents up in the store; update what did not change but in metadata, and yield what did."""
-        for batch in gather(map(page_from_node, documents), _LOOKUP_PAGES):
+        for batch in gather(map(page_from_node, documents), _LOOKUP_PAGES, first=2):
             fresh: dict[str, Page] = {}
             for page in batch:
                 # The same bytes under two names are the same pages: the first name is kept.

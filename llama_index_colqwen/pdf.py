@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pypdfium2
     from PIL import Image
 
-__all__ = ["Renderer", "fit_size", "render_pdf"]
+__all__ = ["Renderer", "count_pages", "fit_size", "render_pdf"]
 
 Renderer: TypeAlias = Literal["pdfium", "poppler"]
 
@@ -46,19 +46,33 @@ _LINE_HYPHENS = "\x02\ufffe"
 _PDFIUM_PASSWORD_ERROR = 4
 
 
+def count_pages(source: Path | bytes, name: str, password: str | None) -> int:
+    """Count a PDF's pages; the arguments and errors are `rendering.render_document`'s."""
+    with _open_pdf(source, name, password) as pdf, _PDFIUM_LOCK:
+        return len(pdf)
+
+
 def render_pdf(
-    source: Path | bytes, name: str, renderer: Renderer, max_pixels: int, extract_text: bool, password: str | None
+    source: Path | bytes,
+    name: str,
+    renderer: Renderer,
+    max_pixels: int,
+    extract_text: bool,
+    password: str | None,
+    pages: range | None = None,
 ) -> Iterator[RenderedPage]:
-    """Render a PDF page by page; the arguments and errors are `rendering.render_document`'s."""
+    """Render a PDF, or those of its pages, page by page; the arguments and errors are `rendering.render_document`'s."""
     with _open_pdf(source, name, password) as pdf:
         scales, sizes = [], []
-        for index in range(len(pdf)):
+        indexes = range(len(pdf)) if pages is None else pages
+        for index in indexes:
             width, height = _page_size(pdf, index, name)
             scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
             scales.append(scale)
             sizes.append(fit_size(width * scale, height * scale, max_pixels))
-        drawn = _draw_with_poppler(source, name, scales, sizes, password) if renderer == "poppler" else None
-        for index, size in enumerate(sizes):
+        first = indexes[0] if indexes else 0
+        drawn = _draw_with_poppler(source, name, first, scales, sizes, password) if renderer == "poppler" else None
+        for index, size in zip(indexes, sizes, strict=True):
             image = None if drawn is None else next(drawn)
             with _PDFIUM_LOCK:
                 page = _load_page(pdf, index, name)
@@ -147,7 +161,12 @@ def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.I
 
 
 def _draw_with_poppler(
-    source: Path | bytes, name: str, scales: list[float], sizes: list[tuple[int, int]], password: str | None
+    source: Path | bytes,
+    name: str,
+    first: int,
+    scales: list[float],
+    sizes: list[tuple[int, int]],
+    password: str | None,
 ) -> Iterator[Image.Image]:
     try:
         import pdf2image
@@ -166,8 +185,8 @@ def _draw_with_poppler(
             # By resolution and not by size: poppler exchanges width and height of turned pages when given a size.
             images = convert(
                 source,
-                first_page=start + 1,
-                last_page=stop,
+                first_page=first + start + 1,
+                last_page=first + stop,
                 dpi=scales[start] * 72,
                 userpw=password,
                 ownerpw=password,
@@ -181,7 +200,8 @@ def _draw_with_poppler(
             raise UnreadableDocumentError(f"{name}: poppler cannot read the PDF ({error}).") from error
         if len(images) != stop - start:
             raise UnreadableDocumentError(
-                f"{name}: poppler drew {len(images)} of the pages {start + 1} to {stop}; try renderer='pdfium'."
+                f"{name}: poppler drew {len(images)} of the pages {first + start + 1} to {first + stop}; try "
+                "renderer='pdfium'."
             )
         for image, size in zip(images, sizes[start:stop], strict=True):
             # Both renderers give the same size; poppler rounds up.

@@ -60,16 +60,23 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
         thread.join()
 
 
-def gather(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
-    """Put items together, `most` at a time; an error of the iteration comes after the items before it."""
+def gather(items: Iterable[_Item], most: int, first: int | None = None) -> Iterator[list[_Item]]:
+    """Put items together, `most` at a time; an error of the iteration comes after the items before it.
+
+    Args:
+        items: Of any kind.
+        most: How many.
+        first: How many the first time, where someone waits for them.
+    """
     gathered: list[_Item] = []
+    wanted = most if first is None else first
     failure: Exception | None = None
     try:
         for item in items:
             gathered.append(item)
-            if len(gathered) == most:
+            if len(gathered) == wanted:
                 yield gathered
-                gathered = []
+                gathered, wanted = [], most
     except Exception as error:
         failure = error
     if gathered:

@@ -19,9 +19,17 @@ from PIL import ExifTags, Image, ImageSequence
 
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
 from llama_index_colqwen.pages import PageImage, RenderedPage
-from llama_index_colqwen.pdf import Renderer, fit_size, render_pdf
+from llama_index_colqwen.pdf import Renderer, count_pages, fit_size, render_pdf
 
-__all__ = ["DEFAULT_MAX_PIXELS", "SUPPORTED_SUFFIXES", "Renderer", "encode_image", "render_document", "to_rgb"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "SUPPORTED_SUFFIXES",
+    "Renderer",
+    "encode_image",
+    "render_document",
+    "split_pages",
+    "to_rgb",
+]
 
 _PDF_SUFFIXES = frozenset({".pdf"})
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
@@ -45,6 +53,7 @@ def render_document(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     extract_text: bool = True,
     password: str | None = None,
+    pages: range | None = None,
 ) -> Iterator[RenderedPage]:
     """Render a document page by page; memory is bounded by one page (by a few, with poppler).
 
@@ -57,6 +66,7 @@ def render_document(
             ever scaled down to it.
         extract_text: Whether to read the text layer and its word boxes.
         password: Opens an encrypted PDF.
+        pages: Which pages of a PDF, 0-based; by default all.
 
     Raises:
         UnsupportedDocumentError: If the suffix, or the content of what has none, is not one that is read.
@@ -65,9 +75,21 @@ def render_document(
         MissingDependencyError: If poppler is asked for and not installed.
     """
     if _is_pdf(source, name):
-        yield from render_pdf(source, name, renderer, max_pixels, extract_text, password)
+        yield from render_pdf(source, name, renderer, max_pixels, extract_text, password, pages)
     else:
         yield from _render_image_file(source, name, max_pixels)
+
+
+def split_pages(source: Path | bytes, name: str, password: str | None, most: int) -> list[range | None]:
+    """Part a document into ranges of at most so many pages (0-based) that can be rendered apart; None is all of it.
+
+    Raises:
+        DocumentError: As `render_document` does.
+    """
+    if not _is_pdf(source, name):
+        return [None]
+    count = count_pages(source, name, password)
+    return [range(start, min(start + most, count)) for start in range(0, count, most)]
 
 
 def encode_image(image: Image.Image) -> PageImage:

@@ -129,6 +129,7 @@ def test_gathering_and_looking_ahead_give_what_came_before_an_error() -> None:
         for batch in gather(items(), 2):
             gathered.append(batch)
     assert gathered == [[0, 1], [2, 3], [4]]
+    assert list(gather(range(6), 3, first=1)) == [[0], [1, 2, 3], [4, 5]]
     with pytest.raises(OSError, match="disk on fire"):
         for item in look_ahead(items(), 3):
             seen.append(item)

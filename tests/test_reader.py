@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +34,7 @@ from llama_index_colqwen import (
 from llama_index_colqwen.reader import Source
 from tests.documents import Sheet, encode, quadrants, walk, write_pdf, write_raw_pdf, write_text_pdf
 
+ROOT = Path(__file__).parents[1]
 METADATA_KEYS = {
     "file_name",
     "file_path",
@@ -482,3 +485,47 @@ def test_reading_that_is_broken_off_leaves_the_file_readable_again(pdf: Path) ->
     pages.close()
     pdf.rename(pdf.with_name("moved.pdf"))
     assert len(reader().load_data(pdf.with_name("moved.pdf"))) == 2
+
+
+def test_worker_processes_read_the_same_pages_in_the_same_order(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_text_pdf(folder / "long.pdf", *(f"page {number} of the manual" for number in range(1, 21)))
+    write_text_pdf(folder / "secret.pdf", "the password opened this", password="open sesame")
+    quadrants().save(folder / "picture.png")
+    options: dict[str, Any] = {"password": "open sesame", "image_dir": tmp_path / "images"}
+    alone = reader(**options).load_data(folder, {"team": "north"})
+    together = reader(num_workers=2, **options).load_data(folder, {"team": "north"})
+    assert len(alone) == 22
+    assert [document.to_dict() for document in together] == [document.to_dict() for document in alone]
+    data = (folder / "long.pdf").read_bytes()
+    assert ids(reader(num_workers=2).load_data(data)) == ids(alone)[:20]
+
+
+def test_worker_processes_raise_the_same_errors_after_the_same_pages(tmp_path: Path) -> None:
+    write_mixed_folder(tmp_path)
+    for number_of_workers in (1, 2):
+        read = []
+        with pytest.raises(EncryptedDocumentError) as raised:
+            for document in reader(num_workers=number_of_workers).lazy_load_data(tmp_path):
+                read.append(document)
+        with pytest.warns(SkippedDocumentWarning) as warned:
+            rest = reader(num_workers=number_of_workers, on_error="skip").load_data(tmp_path)
+        if number_of_workers == 1:
+            expected = str(raised.value), ids(read), ids(rest), str(warned[0].message)
+    assert (str(raised.value), ids(read), ids(rest), str(warned[0].message)) == expected
+
+
+def test_script_without_a_main_guard_can_use_worker_processes(tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", *(f"page {number}" for number in range(1, 12)))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from llama_index_colqwen import PDFPageReader\n"
+        "print(len(PDFPageReader(ocr='never', num_workers=2).load_data(sys.argv[1])))\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "a.pdf")]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120
+    )
+    assert (run.stdout, run.stderr) == ("11\n", "")

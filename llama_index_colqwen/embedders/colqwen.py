@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -200,10 +200,24 @@ class ColQwenEmbedder:
         return self._stream((page, page) for page in self._by_size(pages))
 
     def _by_size(self, pages: Iterable[Page]) -> Iterator[Page]:
-        for window in gather(pages, 4 * self.batch_size):
+        for window in gather(pages, 4 * self.batch_size, first=self.batch_size):
             yield from sorted(window, key=image_area)
 
     def _stream(self, pages: Iterable[tuple[_Key, Page]]) -> Iterator[tuple[_Key, MultiVector]]:
+        if self.pool_factor == 1:
+            for batch in self._compute(pages):
+                yield from ((key, self._finish(page, vectors)) for key, page, vectors in batch)
+            return
+        # The tokens of one batch are pooled while the model has the next.
+        with _stopped_at_exit(ThreadPoolExecutor(self._num_workers, "colqwen-pool")) as pool:
+            finishing = (
+                [(key, pool.submit(self._finish, page, vectors)) for key, page, vectors in batch]
+                for batch in self._compute(pages)
+            )
+            for finished in look_ahead(finishing, 1):
+                yield from ((key, vectors.result()) for key, vectors in finished)
+
+    def _compute(self, pages: Iterable[tuple[_Key, Page]]) -> Iterator[list[tuple[_Key, PreparedPage, MultiVector]]]:
         """Prepare ahead in worker threads; run the model here, or for several devices in a thread for each."""
         devices = len(self.devices)
         # What is in work: a batch or more for every device, and as many as keep all workers busy.
@@ -214,16 +228,18 @@ class ColQwenEmbedder:
         )
         batches = look_ahead(preparing, ahead)
         if devices == 1:
-            for batch in batches:
-                yield from self._embed(batch)
+            yield from map(self._embed, batches)
             return
         with _stopped_at_exit(ThreadPoolExecutor(devices, "colqwen-forward")) as forward:
-            for computed in look_ahead((forward.submit(self._embed, batch) for batch in batches), devices):
-                yield from computed.result()
+            for computing in look_ahead((forward.submit(self._embed, batch) for batch in batches), devices):
+                yield computing.result()
 
-    def _embed(self, batch: Sequence[tuple[_Key, Future[PreparedPage]]]) -> list[tuple[_Key, MultiVector]]:
+    def _embed(
+        self, batch: Sequence[tuple[_Key, Future[PreparedPage]]]
+    ) -> list[tuple[_Key, PreparedPage, MultiVector]]:
         prepared = [future.result() for _, future in batch]
-        return [(key, vectors) for (key, _), vectors in zip(batch, self._forward_split(prepared), strict=True)]
+        keys = [key for key, _ in batch]
+        return list(zip(keys, prepared, self._forward_split(prepared), strict=True))
 
     @cached_property
     def _num_workers(self) -> int:
@@ -328,7 +344,7 @@ class ColQwenEmbedder:
             middle = len(prepared) // 2
             return self._forward_split(prepared[:middle]) + self._forward_split(prepared[middle:])
         try:
-            multi_vectors = self._forward([page.inputs for page in prepared])
+            return self._forward([page.inputs for page in prepared])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -338,8 +354,6 @@ class ColQwenEmbedder:
                     f"{self.model_name} in {dtype_name(self.dtype)}: lower max_visual_tokens, take a smaller dtype or "
                     "model, or a device with more memory."
                 ) from error
-        else:
-            return [self._finish(vectors, page) for vectors, page in zip(multi_vectors, prepared, strict=True)]
         # Out of the handler: the error's traceback holds the tensors that filled the memory.
         self.batch_size = max(1, len(prepared) // 2)
         _log.warning(
@@ -348,7 +362,7 @@ class ColQwenEmbedder:
         empty_cache(self.devices)
         return self._forward_split(prepared)
 
-    def _finish(self, vectors: MultiVector, page: PreparedPage) -> MultiVector:
+    def _finish(self, page: PreparedPage, vectors: MultiVector) -> MultiVector:
         if self.pool_factor > 1:
             return PageVectors(pool_tokens(vectors, self.pool_factor))
         return PageVectors(vectors if page.order is None else vectors[page.order], page.patch_grid)
@@ -359,7 +373,7 @@ class ColQwenEmbedder:
 
         replica = self._replicas.get()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _current(replica.device):
                 if isinstance(inputs, Mapping):
                     batch: dict[str, Any] = _send(inputs, replica.device)
                 else:
@@ -381,6 +395,14 @@ class ColQwenEmbedder:
                 "dtype='float32', or 'bfloat16' on a GPU that computes in it."
             )
         return multi_vectors
+
+
+def _current(device: str) -> AbstractContextManager[None]:
+    """Make a GPU the one that kernels run on which are not told another."""
+    import torch
+
+    on_gpu: AbstractContextManager[None] = torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
+    return on_gpu
 
 
 def _send(inputs: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
