@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["connect", "disconnect", "is_local", "is_one_of", "milvus_errors", "normalise_uri", "quote"]
 
 _CONNECT_SECONDS = 10
+# pymilvus pings every 10 seconds; a Milvus Lite that has had nothing to do for a minute, as while a model computes on a
+# CPU, closes the connection over that, loudly. Every five minutes is what gRPC servers allow.
+_GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
 
 # Milvus Lite's engine is shared by all clients of this process on the same file, and keeps the file locked after the
 # last of them is closed; so they are counted, and the last one lets go of the file.
@@ -113,7 +116,7 @@ def _connect_lite(path: str) -> MilvusClient:
     with _LITE_LOCK:
         try:
             with _quiet():
-                client = MilvusClient(path)
+                client = MilvusClient(path, grpc_options=_GRPC_OPTIONS)
         except ConnectionConfigException as error:
             raise StoreLockedError(
                 f"{path} is in use by another process, and Milvus Lite serves one at a time: close that program or "
@@ -130,7 +133,7 @@ def _connect_server(uri: str, token: str | None) -> MilvusClient:
 
     try:
         with _quiet():
-            return MilvusClient(uri=uri, token=token or "", timeout=_CONNECT_SECONDS)
+            return MilvusClient(uri=uri, token=token or "", timeout=_CONNECT_SECONDS, grpc_options=_GRPC_OPTIONS)
     except MilvusException as error:
         raise StoreError(
             f"No Milvus answers at {uri} ({error.message}): start the server, or check uri and token. "
