@@ -104,8 +104,8 @@ class PDFPageReader(BasePydanticReader):
             which pages it could not read otherwise; "always" reads every page; "never" none.
         password: Opens encrypted PDFs.
         on_error: "raise", or "skip" to leave unreadable files out and say so in one `SkippedDocumentWarning`.
-        num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: 20 to
-            40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; each takes seconds to
+        num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
+            40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; they take seconds to
             start. Order and errors stay the same.
     """
 

@@ -31,7 +31,11 @@ from llama_index_colqwen.errors import IncompleteWeightsError, ModelError, Model
 from tests.checkpoints import ARCHITECTURES, build_adapter, build_checkpoint
 from tests.fakes import make_page
 
-pytestmark = pytest.mark.skipif(find_spec("colpali_engine") is None, reason="the [colqwen] extra is not installed")
+pytestmark = [
+    pytest.mark.skipif(find_spec("colpali_engine") is None, reason="the [colqwen] extra is not installed"),
+    # colpali-engine's own way into ColPali makes numpy arrays of tensors, which torch does not do as numpy 2 asks for.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
 
 Checkpoint = Callable[..., Path]
 Tensors = dict[str, Any]
