@@ -70,7 +70,7 @@ class Clock:
 
     Attributes:
         wall: Seconds.
-        cpu: Seconds of all threads of the process, which others may have used meanwhile; right for one thread alone.
+        cpu: Seconds of the thread that ran them; torch's own threads are not counted.
     """
 
     wall: float = 0.0

@@ -84,10 +84,8 @@ FAMILIES = (
     Family("ColQwen3_5", "ColQwen3_5Processor", ("Qwen3_5ForConditionalGeneration", "Qwen3_5Model")),
 )
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _INDEX = "model.safetensors.index.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_SAMPLE_BYTES = 4096
 _UNTRAINED_SEED = 0
 # A layer of a tower. What else is left over (a language head, Qwen3.5's `mtp`) is not needed for vectors.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks)\.\d+\.")
@@ -191,7 +189,7 @@ def _base_of(checkpoint: Checkpoint, revision: str) -> Checkpoint:
     """Return the checkpoint that an adapter was trained on, or the checkpoint itself."""
     if not checkpoint.has("adapter_config.json"):
         return checkpoint
-    if checkpoint.has("config.json") and _weight_files(checkpoint.folder, adapter=False):
+    if checkpoint.has("config.json") and _weight_files(checkpoint.folder):
         # transformers, too, takes the weights that lie beside an adapter before those that its config names.
         return replace(checkpoint)
     config = checkpoint.json("adapter_config.json")
@@ -222,8 +220,9 @@ def _family_of(base: Checkpoint) -> Family:
     raise ModelError(f"{base.name} has the architecture {got}; colpali-engine's are supported: {supported}.")
 
 
-def _weight_files(folder: Path, *, adapter: bool) -> list[Path]:
-    return sorted(file for file in folder.glob("*.safetensors") if adapter or file.name != _ADAPTER_WEIGHTS)
+def _weight_files(folder: Path) -> list[Path]:
+    """Return a full model's weight files, those of an adapter beside it left out."""
+    return [file for file in folder.glob("*.safetensors") if file.name != _ADAPTER_WEIGHTS]
 
 
 def _require_weight_files(base: Checkpoint) -> None:
