@@ -3,6 +3,7 @@
 Importing this package loads neither torch nor pymilvus.
 """
 
+from llama_index_colqwen.ann import IgnoredParameterWarning
 from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
 from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
@@ -32,11 +33,13 @@ from llama_index_colqwen.nodes import word_boxes
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid, WordBox
 from llama_index_colqwen.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
 from llama_index_colqwen.retriever import ColQwenRetriever
+from llama_index_colqwen.schema import AnnIndex
 from llama_index_colqwen.store import MilvusPageStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnIndex",
     "CollectionNotFoundError",
     "ColQwenError",
     "ColQwenEmbedder",
@@ -49,6 +52,7 @@ __all__ = [
     "EmbedderFingerprint",
     "EncryptedDocumentError",
     "FingerprintMismatchError",
+    "IgnoredParameterWarning",
     "IncompleteWeightsError",
     "IndexingReport",
     "InvalidOptionError",

@@ -1,4 +1,4 @@
-"""Float32 multi-vectors <-> bytes, and bytes <-> text chunks that fit a VARCHAR field.
+"""Float32 multi-vectors <-> int8 or float16, and bytes <-> text chunks that fit a VARCHAR field.
 
 Knows nothing of pages or Milvus, but for the length of a field.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
 from llama_index_colqwen.pages import MultiVector
 
-__all__ = ["VectorDtype", "decode_vectors", "encode_vectors", "join_chunks", "split_chunks"]
+__all__ = ["EncodedVectors", "VectorDtype", "encode_vectors", "join_chunks", "split_chunks"]
 
 VectorDtype: TypeAlias = Literal["int8", "float16"]
 
@@ -22,7 +24,51 @@ CHUNK_CHARACTERS = 65_532
 """The largest multiple of 4 (whole base64 groups) within Milvus's VARCHAR limit of 65,535 bytes."""
 
 
-def encode_vectors(vectors: MultiVector, dtype: VectorDtype) -> bytes:
+@dataclass(frozen=True)
+class EncodedVectors:
+    """A multi-vector as it is kept.
+
+    Attributes:
+        values: int8, float16 or float32, shape (num_tokens, dim).
+        scales: Float32, shape (num_tokens,): what a row of `values` is multiplied by; None for 1.
+    """
+
+    values: npt.NDArray[Any] = field(repr=False)
+    scales: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def decode(self) -> MultiVector:
+        """Return the vectors; float32, shape (num_tokens, dim)."""
+        vectors: MultiVector = self.values.astype(np.float32)
+        return vectors if self.scales is None else vectors * self.scales[:, None]
+
+    def to_bytes(self) -> bytes:
+        """Write as bytes, little-endian: the scales, if there are any, then the values row by row."""
+        scales = b"" if self.scales is None else self.scales.astype("<f4").tobytes()
+        return scales + self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, dim: int, dtype: VectorDtype) -> EncodedVectors:
+        """Undo `to_bytes`; the arrays are views of `data`, not copies.
+
+        Raises:
+            DimensionMismatchError: If the length does not fit the dim.
+        """
+        row_bytes = bytes_a_vector(dim, dtype)
+        rows, rest = divmod(len(data), row_bytes)
+        if rest or not rows:
+            raise DimensionMismatchError(f"{len(data)} bytes do not hold whole {dtype} vectors of dim {dim}.")
+        if dtype == "float16":
+            return cls(np.frombuffer(data, "<f2").reshape(rows, dim))
+        values = np.frombuffer(data, np.int8, offset=4 * rows).reshape(rows, dim)
+        return cls(values, np.frombuffer(data, "<f4", count=rows))
+
+
+def bytes_a_vector(dim: int, dtype: VectorDtype) -> int:
+    """Return the size of one encoded vector."""
+    return 2 * dim if dtype == "float16" else dim + 4
+
+
+def encode_vectors(vectors: MultiVector, dtype: VectorDtype) -> EncodedVectors:
     """Encode a multi-vector: `int8` with one float32 scale a vector, or `float16`.
 
     int8 takes dim + 4 bytes a vector and moves an inner product of unit vectors by about 0.002; float16 takes 2 * dim
@@ -41,30 +87,13 @@ def encode_vectors(vectors: MultiVector, dtype: VectorDtype) -> bytes:
             f"A multi-vector has shape (num_tokens, dim) with at least one row; got shape {vectors.shape}."
         )
     if dtype == "float16":
-        return bytes(vectors.astype("<f2").tobytes())
+        return EncodedVectors(np.asarray(vectors, "<f2"))
     if dtype == "int8":
-        scales = np.abs(vectors).max(axis=1) / 127
+        scales = np.abs(vectors).max(axis=1).astype(np.float32) / np.float32(127)
         scales[scales == 0] = 1
-        rounded = np.rint(vectors / scales[:, None]).astype(np.int8)
-        return bytes(scales.astype("<f4").tobytes() + rounded.tobytes())
+        values = np.asarray(vectors / scales[:, None])
+        return EncodedVectors(np.rint(values, out=values).astype(np.int8), np.asarray(scales))
     raise InvalidOptionError(f"vector_dtype is one of {', '.join(get_args(VectorDtype))}; got {dtype!r}.")
-
-
-def decode_vectors(data: bytes, dim: int, dtype: VectorDtype) -> MultiVector:
-    """Undo `encode_vectors`; float32, shape (num_tokens, dim).
-
-    Raises:
-        DimensionMismatchError: If the length does not fit the dim.
-    """
-    row_bytes = 2 * dim if dtype == "float16" else dim + 4
-    rows, rest = divmod(len(data), row_bytes)
-    if rest or not rows:
-        raise DimensionMismatchError(f"{len(data)} bytes do not hold whole {dtype} vectors of dim {dim}.")
-    if dtype == "float16":
-        return np.frombuffer(data, "<f2").reshape(rows, dim).astype(np.float32)
-    scales = np.frombuffer(data, "<f4", count=rows)
-    vectors: MultiVector = np.frombuffer(data, np.int8, offset=4 * rows).reshape(rows, dim) * scales[:, None]
-    return vectors
 
 
 def split_chunks(data: bytes) -> list[str]:

@@ -97,19 +97,20 @@ def _store_page() -> str:
     with tempfile.TemporaryDirectory() as folder, MilvusPageStore(Path(folder) / "doctor.db") as store:
         store.open(EmbedderFingerprint("doctor", "1", 2))
         store.add([Page("page", "document", "file", 1, "text", content_hash="hash")], [np.eye(2, dtype=np.float32)])
-        if store.count() != 1 or not list(store.candidates()):
+        if store.count() != 1 or not list(store.candidates(np.ones((1, 2), dtype=np.float32))):
             raise ColQwenError("a page that was stored is not found again")
     return f"{_version('milvus-lite')}, {_version('pymilvus')}"
 
 
 def _reach(uri: str, token: str | None) -> str:
-    from llama_index_colqwen.milvus import connect, disconnect
+    from llama_index_colqwen.milvus import MilvusConnection
 
-    client = connect(uri, token)
+    connection = MilvusConnection(uri, token, "doctor")
     try:
-        return f"{len(client.list_collections())} collections"
+        with connection.errors("list"):
+            return f"{len(connection.client.list_collections())} collections"
     finally:
-        disconnect(client, uri)
+        connection.close()
 
 
 def _extra(name: str, *packages: str) -> Finding:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.schema import BaseNode
 
 from llama_index_colqwen.codec import VectorDtype
-from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
+from llama_index_colqwen.embedders.base import (
+    EmbedderFingerprint,
+    MultiVectorEmbedder,
+    recommended_candidate_vectors,
+    resolve_embedder,
+)
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.retriever import ColQwenRetriever
 from llama_index_colqwen.store import MilvusPageStore
@@ -50,7 +55,7 @@ class ColQwenIndex:
         self.embedder = resolve_embedder(embedder)
         self.report = IndexingReport()
         self._image_dir = store.image_dir if image_dir is None else Path(image_dir)
-        store.open(self.embedder.fingerprint)
+        store.open(self.embedder.fingerprint, recommended_candidate_vectors(self.embedder))
 
     @classmethod
     def from_documents(
@@ -61,7 +66,7 @@ class ColQwenIndex:
         uri: str | Path = "./colqwen.db",
         token: str | None = None,
         collection: str = "pages",
-        vector_dtype: VectorDtype = "int8",
+        vector_dtype: VectorDtype | None = None,
         image_dir: str | Path | None = None,
         overwrite: bool = False,
         show_progress: bool = True,
@@ -76,7 +81,7 @@ class ColQwenIndex:
             uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address.
             token: For servers that ask for one.
             collection: The collection's name.
-            vector_dtype: How vectors are kept: "int8" or "float16".
+            vector_dtype: How vectors are kept: "int8" (the default of a new collection) or "float16".
             image_dir: Where inline page images are written; by default beside the `.db`, as `<name>.images`.
             overwrite: Drop what the collection holds first.
             show_progress: Whether to show a progress bar.
@@ -102,7 +107,7 @@ class ColQwenIndex:
         *,
         token: str | None = None,
         collection: str = "pages",
-        vector_dtype: VectorDtype = "int8",
+        vector_dtype: VectorDtype | None = None,
         image_dir: str | Path | None = None,
     ) -> ColQwenIndex:
         """Open an index that was made before.
@@ -112,7 +117,7 @@ class ColQwenIndex:
             embedder: By default the one that the collection's fingerprint describes.
             token: For servers that ask for one.
             collection: The collection's name.
-            vector_dtype: How vectors are kept.
+            vector_dtype: How vectors are kept, to be sure of it.
             image_dir: Where inline images of pages that are inserted later are written.
 
         Raises:

@@ -18,7 +18,7 @@ from llama_index_colqwen.errors import InvalidOptionError, StoreError, StoreLock
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-__all__ = ["connect", "disconnect", "is_local", "is_one_of", "milvus_errors", "normalise_uri", "quote"]
+__all__ = ["MilvusConnection", "is_local", "is_one_of", "normalise_uri", "quote"]
 
 _CONNECT_SECONDS = 10
 # pymilvus pings every 10 seconds; a Milvus Lite that has had nothing to do for a minute, as while a model computes on a
@@ -52,18 +52,72 @@ def normalise_uri(uri: str | Path) -> str:
     return str(Path(text).expanduser().resolve())
 
 
-def connect(uri: str, token: str | None) -> MilvusClient:
-    """Connect; a Milvus Lite file is created if it is not there.
+class MilvusConnection:
+    """A client that is made when it is first needed, and whose errors name the collection and the database.
 
-    Raises:
-        StoreLockedError: If another process holds the Milvus Lite file.
-        StoreError: If no server answers, or the path cannot be a database.
+    Args:
+        uri: Normalised.
+        token: For servers that ask for one.
+        collection: What errors speak of.
     """
-    return _connect_lite(uri) if is_local(uri) else _connect_server(uri, token)
+
+    def __init__(self, uri: str, token: str | None, collection: str) -> None:
+        """See the class; nothing is opened yet."""
+        self.uri, self.is_local = uri, is_local(uri)
+        self._token, self._collection = token, collection
+        self._lock = threading.Lock()
+        self._client: MilvusClient | None = None
+
+    @property
+    def client(self) -> MilvusClient:
+        """The client; a Milvus Lite file is created if it is not there.
+
+        Raises:
+            StoreLockedError: If another process holds the Milvus Lite file.
+            StoreError: If no server answers, or the path cannot be a database.
+        """
+        with self._lock:
+            if self._client is None:
+                self._client = _connect_lite(self.uri) if self.is_local else _connect_server(self.uri, self._token)
+            return self._client
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a client."""
+        return self._client is not None
+
+    def close(self) -> None:
+        """Close the client; the last one of a Milvus Lite file unlocks the file."""
+        with self._lock:
+            if self._client is not None:
+                _disconnect(self._client, self.uri)
+                self._client = None
+
+    @contextmanager
+    def errors(self, action: str) -> Iterator[None]:
+        """Turn what Milvus raises into a `StoreError` that names the action, the collection and the database."""
+        import grpc
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            with _quiet():
+                yield
+        except (MilvusException, grpc.RpcError) as error:
+            what = error.message if isinstance(error, MilvusException) else str(error.details())
+            raise StoreError(
+                f"Milvus could not {action} collection {self._collection!r} at {self.uri}: {what} {_next_step(what)}"
+            ) from error
 
 
-def disconnect(client: MilvusClient, uri: str) -> None:
-    """Close a client; the last one of a Milvus Lite file unlocks the file."""
+def _next_step(what: str) -> str:
+    if any(sign in what for sign in ("No space left", "File too large", "disk quota", "Disk quota")):
+        return "(Make room on the disk and run the same again: what was stored by then is kept.)"
+    if any(sign in what for sign in ("connect", "UNAVAILABLE", "unavailable", "deadline", "Deadline", "retry")):
+        return "(Check that the server runs and run the same again: what was stored by then is kept.)"
+    return "(What was stored by then is kept; `colqwen doctor` tries what works on this machine.)"
+
+
+def _disconnect(client: MilvusClient, uri: str) -> None:
     client.close()
     if not is_local(uri):
         return
@@ -74,18 +128,6 @@ def disconnect(client: MilvusClient, uri: str) -> None:
         if not _LITE_CLIENTS[uri]:
             del _LITE_CLIENTS[uri]
             server_manager_instance.release_server(uri)
-
-
-@contextmanager
-def milvus_errors(action: str, collection: str, uri: str) -> Iterator[None]:
-    """Turn what Milvus raises into a `StoreError` that names the action, the collection and the database."""
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        with _quiet():
-            yield
-    except MilvusException as error:
-        raise StoreError(f"Milvus could not {action} collection {collection!r} at {uri}: {error.message}") from error
 
 
 def quote(value: str) -> str:

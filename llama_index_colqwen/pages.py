@@ -19,6 +19,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from PIL import Image
 
+    from llama_index_colqwen.codec import EncodedVectors
+
 __all__ = [
     "Candidate",
     "MultiVector",
@@ -164,11 +166,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A page put forward by the store, with its exact multi-vector and, where the embedder knew it, its patch grid."""
+    """A page put forward by the store, with all its vectors and, where the embedder knew it, its patch grid."""
 
     page_id: str
-    vectors: MultiVector = field(repr=False)
+    encoded: EncodedVectors = field(repr=False)
     patch_grid: PatchGrid | None = None
+
+    @property
+    def vectors(self) -> MultiVector:
+        """The page's multi-vector, decoded."""
+        return self.encoded.decode()
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,26 @@
 """Pages and their multi-vectors <-> Milvus: Milvus Lite on a file, a server, or Zilliz, by `uri` and `token`.
 
-Knows nothing of LlamaIndex, PDFs or models, and does not score: it puts candidates forward.
-
-Two collections:
-
-- `<collection>`: a row a page: ids, text, node, metadata, hashes, and the mean of its vectors. A page is stored when
-  this row is. The collection's properties and description carry the embedder's fingerprint.
-- `<collection>_vectors`: a row a page: the exact multi-vector as base64 chunks. Rows are named by page and content, so
-  a changed page's new vectors lie beside the old ones until the page's row points to them: readers never see a mix.
+Knows nothing of LlamaIndex's nodes, PDFs or models, and does not score: it puts candidates forward. What is kept is in
+`schema`; which pages are candidates is found by `local` (Milvus Lite) or `ann` (servers).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors
+from llama_index_colqwen.ann import MAX_HITS, MilvusCandidates
+from llama_index_colqwen.cache import CachedVectors, VectorCache
+from llama_index_colqwen.codec import VectorDtype, encode_vectors
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
@@ -32,34 +29,47 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     StoreError,
 )
-from llama_index_colqwen.milvus import connect, disconnect, is_local, is_one_of, milvus_errors, normalise_uri, quote
-from llama_index_colqwen.pages import Candidate, MultiVector, Page, PatchGrid
+from llama_index_colqwen.filters import PageFilter, page_filter
+from llama_index_colqwen.local import (
+    LocalPages,
+    SharedCollection,
+    close_shared,
+    drop_shared,
+    is_shared,
+    open_shared,
+)
+from llama_index_colqwen.milvus import MilvusConnection, normalise_uri, quote
+from llama_index_colqwen.pages import Candidate, MultiVector, Page
 from llama_index_colqwen.schema import (
+    SCHEMA_VERSION,
+    AnnIndex,
+    CandidateVectors,
     CollectionDescription,
+    candidates_collection,
     create_collections,
     page_from_row,
     page_row,
     read_description,
     vector_id,
-    vectors_collection,
-    vectors_from_row,
+    vectors_hash,
     vectors_row,
 )
+from llama_index_colqwen.tables import MilvusTable, batches
+from llama_index_colqwen.vectors import StoredVectors, VectorTables
 
 if TYPE_CHECKING:
-    from pymilvus import MilvusClient
+    from llama_index.core.vector_stores import MetadataFilters
 
 __all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
 
-_WRITE_PAGES = 16  # a ColQwen2 page is 0.2 MB; a server takes messages up to 64 MB
-_READ_PAGES = 64
-_DELETE_PAGES = 1024
-_SCAN_ROWS = 4096  # a server gives 16,384 at the most
+_WRITE_PAGES = 16
+_CANDIDATE_VECTORS = 64
+_CACHE_BYTES = 8 << 30
 
-_Item = TypeVar("_Item")
+# On a server, so many pages or fewer are all scored: their vectors are cached, and no first stage can lose any.
+_EXACT_PAGES = 256
 
-_STRONG: dict[str, Any] = {"consistency_level": "Strong"}
-"""Read what was just written, whoever wrote it."""
+_VECTORS = ("page_id", "vectors_hash", "num_vectors", "shard")
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,25 @@ class StoredDocument:
 
 
 class MilvusPageStore:
-    """Keep pages and their multi-vectors in Milvus.
+    """Keep pages and their multi-vectors in Milvus, and find those that may answer a query.
 
     Safe for many threads. A Milvus Lite file is held by one process at a time; `close()` releases it.
+
+    Options that are not given are the collection's own; for a new collection, those below.
 
     Args:
         uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address such as `http://localhost:19530`.
         token: `user:password` or an API key, for servers that ask for one.
         collection: Letters, digits and underscores; several collections can share one database.
-        vector_dtype: "int8" (one scale a vector) or "float16" (twice the size, exact to 0.0002).
+        vector_dtype: How exact vectors are kept: "int8" (the default; one scale a vector) or "float16" (twice the size,
+            exact to 0.0002).
+        candidate_vectors: How many vectors of a page Milvus searches for candidates: a number, to which they are
+            pooled, or "all". By default, what the embedder says (64, or "all" for words) on a server, and none with
+            Milvus Lite, where this process searches all of them, faster.
+        ann_index: How Milvus indexes these; given with Milvus Lite, it searches too.
+        cache_dir: Where vectors that were read are kept; by default beside a Milvus Lite file, as `<name>.cache`, and
+            for a server in the user's cache folder.
+        cache_bytes: How large the cache of a server may grow; 8 GB by default. With Milvus Lite it holds all pages.
     """
 
     def __init__(
@@ -96,29 +116,39 @@ class MilvusPageStore:
         uri: str | Path = "./colqwen.db",
         token: str | None = None,
         collection: str = "pages",
-        vector_dtype: VectorDtype = "int8",
+        vector_dtype: VectorDtype | None = None,
+        candidate_vectors: CandidateVectors | None = None,
+        ann_index: AnnIndex | None = None,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         """See the class; nothing is opened yet."""
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection):
             raise InvalidOptionError(
                 f"A collection's name has letters, digits and underscores, and no digit first; got {collection!r}."
             )
+        if vector_dtype not in (None, "int8", "float16"):
+            raise InvalidOptionError(f"vector_dtype is int8 or float16; got {vector_dtype!r}.")
+        if candidate_vectors not in (None, "all") and (
+            isinstance(candidate_vectors, (str, bool)) or candidate_vectors < 1
+        ):
+            raise InvalidOptionError(f'candidate_vectors is at least 1, or "all"; got {candidate_vectors!r}.')
+        if cache_bytes < 1:
+            raise InvalidOptionError(f"cache_bytes is at least 1; got {cache_bytes!r}.")
         self.uri = normalise_uri(uri)
         self.collection = collection
-        self.vector_dtype: VectorDtype = vector_dtype
-        self._token = token
-        self._vectors_collection = vectors_collection(collection)
+        self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
+        self._cache_bytes = cache_bytes
+        self._connection = MilvusConnection(self.uri, token, collection)
+        self._cache_dir = self._default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().resolve()
+        self._pages = MilvusTable(self._connection, collection, "page_id")
         self._lock = threading.RLock()
-        self._connection: MilvusClient | None = None
-        self._dim: int | None = None
-        # page id -> (content hash, encoded vectors, patch grid): what searches read. It is filled on demand and checked
-        # against the pages' rows at every search, so that nothing needs to tell it of changes.
-        self._resident: dict[str, tuple[str, bytes, PatchGrid | None]] = {}
+        self._opened: _Opened | None = None
 
     @property
     def is_local(self) -> bool:
         """Whether this is a Milvus Lite file, and not a server."""
-        return is_local(self.uri)
+        return self._connection.is_local
 
     @property
     def image_dir(self) -> Path | None:
@@ -127,23 +157,36 @@ class MilvusPageStore:
 
     # ---- opening and closing
 
-    def open(self, fingerprint: EmbedderFingerprint) -> None:
+    def open(self, fingerprint: EmbedderFingerprint, candidate_vectors: CandidateVectors | None = None) -> None:
         """Open the collection for an embedder, creating it if it is not there.
 
+        Args:
+            fingerprint: The embedder's.
+            candidate_vectors: How many the embedder recommends, where a new collection keeps any.
+
         Raises:
-            FingerprintMismatchError: If another embedder, or another `vector_dtype`, made the collection.
+            FingerprintMismatchError: If another embedder, or other options than those given, made the collection.
             StoreLockedError: If another process holds the Milvus Lite file.
             StoreError: If Milvus cannot be reached or refuses.
         """
         with self._lock:
-            wanted = CollectionDescription(fingerprint, self.vector_dtype)
             found = self._description()
-            if found is None:
-                with self._milvus("create"):
-                    create_collections(self._client, self.collection, wanted)
-            elif found != wanted:
-                raise FingerprintMismatchError(self._explain_mismatch(found, wanted))
-            self._load(wanted)
+            if found is not None:
+                self._check(found, fingerprint)
+                self._use(found)
+                return
+            in_milvus = not self.is_local or self._candidate_vectors is not None or self._ann_index is not None
+            made = CollectionDescription(
+                fingerprint,
+                self._vector_dtype or "int8",
+                (self._candidate_vectors or candidate_vectors or _CANDIDATE_VECTORS) if in_milvus else None,
+                (self._ann_index or AnnIndex()) if in_milvus else None,
+            )
+            with self._connection.errors("create"):
+                create_collections(self._connection.client, self.collection, made, self._is_lite())
+            opened = self._use(made)
+            if opened.candidates is not None and self._ann_index is not None:
+                opened.candidates.warn_of_ignored_parameters()
 
     def fingerprint(self) -> EmbedderFingerprint:
         """Return the fingerprint of the embedder that made the collection.
@@ -156,12 +199,8 @@ class MilvusPageStore:
     def close(self) -> None:
         """Let go of the database; a Milvus Lite file can then be opened by another process."""
         with self._lock:
-            if self._connection is None:
-                return
-            disconnect(self._connection, self.uri)
-            self._connection = None
-            self._dim = None
-            self._resident.clear()
+            self._forget()
+            self._connection.close()
 
     def __enter__(self) -> MilvusPageStore:
         """Return the store; leaving the block closes it."""
@@ -186,7 +225,7 @@ class MilvusPageStore:
             StoreError: If vectors are not finite, or if Milvus refuses. What was stored by then stays; adding the same
                 pages again resumes.
         """
-        dim = self._require_open()
+        dim = self._require_open().description.embedder.dim
         if len(pages) != len(vectors):
             raise DimensionMismatchError(f"{len(pages)} pages came with {len(vectors)} multi-vectors.")
         for page, multi_vector in zip(pages, vectors, strict=True):
@@ -197,8 +236,10 @@ class MilvusPageStore:
                 )
             if not np.isfinite(multi_vector).all():
                 raise StoreError(f"The vectors of page {page.page_id} are not finite; nothing was stored.")
-        for some, some_vectors in zip(_batches(pages, _WRITE_PAGES), _batches(vectors, _WRITE_PAGES), strict=True):
-            self._add_batch(some, some_vectors)
+        for some, some_vectors in zip(batches(pages, _WRITE_PAGES), batches(vectors, _WRITE_PAGES), strict=True):
+            # Of a page that comes twice, the last one counts: one message cannot write a row twice.
+            last = {page.page_id: place for place, page in enumerate(some)}
+            self._add_batch([some[place] for place in last.values()], [some_vectors[place] for place in last.values()])
 
     def update(self, pages: Sequence[Page]) -> None:
         """Rewrite what is kept of pages (metadata, image path) whose content, and so their vectors, did not change.
@@ -206,26 +247,48 @@ class MilvusPageStore:
         Raises:
             StoreError: If a page is not stored, or is stored with another content.
         """
-        rows = {row["page_id"]: row for row in self._get_rows([page.page_id for page in pages])}
-        for page in pages:
-            if page.page_id not in rows or rows[page.page_id]["content_hash"] != page.content_hash:
-                raise StoreError(f"Page {page.page_id} is not stored with this content; add it with its vectors.")
-        with self._milvus("update"):
-            self._client.upsert(self.collection, [page_row(page, rows[page.page_id]["mean_vector"]) for page in pages])
+        opened = self._require_open()
+        with self._writing():
+            rows = {row["page_id"]: row for row in self._pages.read([page.page_id for page in pages])}
+            for page in pages:
+                if page.page_id not in rows or rows[page.page_id]["content_hash"] != page.content_hash:
+                    raise StoreError(f"Page {page.page_id} is not stored with this content; add it with its vectors.")
+            if opened.candidates is not None:
+                by_id = {page.page_id: page for page in pages}
+                for some in batches(list(rows.values()), _WRITE_PAGES):
+                    ids = {row["page_id"]: vector_id(row["page_id"], row["vectors_hash"]) for row in some}
+                    found = self._read_vectors(some)
+                    opened.candidates.write([(by_id[page.page_id], ids[page.page_id], page.vectors) for page in found])
+            kept = [rows[page.page_id] for page in pages]
+            new = [
+                page_row(page, row["vectors_hash"], row["num_vectors"], row["shard"], row["mean_vector"])
+                for page, row in zip(pages, kept, strict=True)
+            ]
+            self._pages.upsert(new, [_row_bytes(row) for row in new])
 
-    def delete(self, page_ids: Sequence[str] = (), document_ids: Sequence[str] = ()) -> int:
-        """Delete pages by id, and all pages of documents by id; unknown ids are ignored.
+    def delete(
+        self,
+        page_ids: Sequence[str] = (),
+        document_ids: Sequence[str] = (),
+        filters: MetadataFilters | None = None,
+    ) -> int:
+        """Delete pages by id, all pages of documents by id, and all pages that filters match; unknown ids are ignored.
 
         Returns:
             How many pages were deleted.
+
+        Raises:
+            InvalidOptionError: If a filter's value does not go with its operator.
         """
         self._require_open()
-        doomed = self._get_rows(page_ids, ["page_id", "content_hash"]) if page_ids else []
-        for document_id in document_ids:
-            expression = f"document_id == {quote(document_id)}"
-            doomed.extend(self._scan(["page_id", "content_hash"], expression))
-        self._delete_pages({row["page_id"]: row["content_hash"] for row in doomed})
-        return len({row["page_id"] for row in doomed})
+        chosen = page_filter(filters)
+        with self._writing():
+            doomed = self._pages.read(page_ids, _VECTORS) if page_ids else []
+            for document_id in document_ids:
+                doomed.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
+            if chosen is not None:
+                doomed.extend(self._matching(chosen))
+            return self._delete_rows(doomed)
 
     def delete_other_versions(self, file_path: str, document_id: str) -> int:
         """Delete the pages of what a file held before: same `file_path`, another document id.
@@ -235,33 +298,35 @@ class MilvusPageStore:
         """
         self._require_open()
         expression = f'metadata["file_path"] == {quote(file_path)} and document_id != {quote(document_id)}'
-        doomed = self._scan(["page_id", "content_hash"], expression)
-        self._delete_pages({row["page_id"]: row["content_hash"] for row in doomed})
-        return len(doomed)
+        with self._writing():
+            return self._delete_rows(self._pages.scan(_VECTORS, expression))
 
     def clear(self) -> None:
         """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it anew."""
-        with self._lock, self._milvus("clear"):
-            for name in (self.collection, self._vectors_collection):
-                if self._client.has_collection(name):
-                    self._client.drop_collection(name)
-            self._dim = None
-            self._resident.clear()
+        with self._lock:
+            found = self._description(strict=False)
+            # The pages' collection goes first: what is left without it is not taken for a collection.
+            self._pages.drop()
+            VectorTables(self._connection, self.collection, 0, "int8", sharded=True).drop()
+            MilvusTable(self._connection, candidates_collection(self.collection), "candidate_id").drop()
+            self._forget()
+            drop_shared((self.uri, self.collection))
+            if found is not None:
+                self._make_cache(found).clear()
 
     # ---- reading
 
-    def count(self) -> int:
-        """Return how many pages are stored."""
+    def count(self, filters: MetadataFilters | None = None) -> int:
+        """Return how many pages are stored, or match filters."""
         self._require_open()
-        with self._milvus("count"):
-            rows = self._client.query(self.collection, filter="", output_fields=["count(*)"], **_STRONG)
-        return int(rows[0]["count(*)"])
+        chosen = page_filter(filters)
+        return self._pages.count() if chosen is None else len(self._matching(chosen))
 
     def documents(self) -> list[StoredDocument]:
         """List the documents, by file name."""
         self._require_open()
         pages: dict[tuple[str, str], int] = {}
-        for row in self._scan(["document_id", "file_name"]):
+        for row in self._pages.scan(["document_id", "file_name"]):
             key = row["file_name"], row["document_id"]
             pages[key] = pages.get(key, 0) + 1
         return [StoredDocument(document_id, name, count) for (name, document_id), count in sorted(pages.items())]
@@ -269,153 +334,233 @@ class MilvusPageStore:
     def states(self, page_ids: Sequence[str]) -> dict[str, StoredState]:
         """Return what is kept of these pages, by hash; pages that are not stored are absent."""
         self._require_open()
-        rows = self._get_rows(page_ids, ["page_id", "content_hash", "revision"])
+        rows = self._pages.read(page_ids, ["page_id", "content_hash", "revision"])
         return {row["page_id"]: StoredState(row["content_hash"], row["revision"]) for row in rows}
 
     def get(self, page_ids: Sequence[str]) -> list[Page]:
         """Return pages in the order of their ids; ids that are not stored are left out."""
         self._require_open()
-        pages = {row["page_id"]: page_from_row(row) for row in self._get_rows(page_ids)}
+        pages = {row["page_id"]: page_from_row(row) for row in self._pages.read(page_ids, _PAGE)}
         return [pages[page_id] for page_id in page_ids if page_id in pages]
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Put every page forward, with its exact multi-vector and patch grid, in order of page id.
+    def candidates(
+        self,
+        query: MultiVector,
+        candidate_k: int = 100,
+        filters: MetadataFilters | None = None,
+        exact: bool = False,
+    ) -> Iterator[Candidate]:
+        """Put forward the pages that may score highest, with their exact multi-vectors and patch grids.
 
-        Vectors are read from Milvus once and then held in memory, encoded (130 KB a ColQwen2 page as int8).
+        Few pages are all put forward: 200,000 vectors with Milvus Lite (230 ColQwen2 pages), 256 pages on a server. Of
+        more, those are that the first stage finds. Vectors are read from Milvus once and then from the local cache.
+
+        Args:
+            query: Float32, shape (num_query_tokens, dim), unit rows.
+            candidate_k: How many to choose by the first stage.
+            filters: Of metadata; pages that do not match are not candidates, and do not take the place of any.
+            exact: Whether to put forward all that match, in order of page id with Milvus Lite.
+
+        Raises:
+            DimensionMismatchError: If the query's dim is not the collection's, or it has no rows.
+            InvalidOptionError: If `candidate_k` is below 1, or a filter's value does not go with its operator.
         """
-        dim = self._require_open()
-        with self._lock:
-            stored = {row["page_id"]: row["content_hash"] for row in self._scan(["page_id", "content_hash"])}
-            self._fill_resident(stored)
-            chosen = [(page_id, self._resident[page_id]) for page_id in sorted(stored) if page_id in self._resident]
-        for page_id, (_, data, patch_grid) in chosen:
-            yield Candidate(page_id, decode_vectors(data, dim, self.vector_dtype), patch_grid)
+        opened = self._require_open()
+        dim = opened.description.embedder.dim
+        if candidate_k < 1:
+            raise InvalidOptionError(f"candidate_k is at least 1; got {candidate_k}.")
+        if query.ndim != 2 or not len(query) or query.shape[1] != dim:
+            raise DimensionMismatchError(
+                f"Collection {self.collection!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
+            )
+        chosen = page_filter(filters)
+        if opened.shared is None:
+            return self._read_vectors(self._hit_pages(opened, query, candidate_k, chosen, exact))
+        local = self._local_pages(opened.shared)
+        allowed = None if chosen is None else [row["page_id"] for row in self._matching(chosen)]
+        if exact:
+            return local.read(None if allowed is None else sorted(allowed), opened.vectors.read)
+        return local.candidates(query, candidate_k, allowed, opened.vectors.read)
 
     # ---- the same, for the event loop
+
+    async def aopen(self, fingerprint: EmbedderFingerprint, candidate_vectors: CandidateVectors | None = None) -> None:
+        """Do `open` without blocking the event loop."""
+        await asyncio.to_thread(self.open, fingerprint, candidate_vectors)
+
+    async def aclose(self) -> None:
+        """Do `close` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    async def afingerprint(self) -> EmbedderFingerprint:
+        """Do `fingerprint` without blocking the event loop."""
+        return await asyncio.to_thread(self.fingerprint)
 
     async def aadd(self, pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
         """Do `add` without blocking the event loop."""
         await asyncio.to_thread(self.add, pages, vectors)
 
-    async def adelete(self, page_ids: Sequence[str] = (), document_ids: Sequence[str] = ()) -> int:
+    async def aupdate(self, pages: Sequence[Page]) -> None:
+        """Do `update` without blocking the event loop."""
+        await asyncio.to_thread(self.update, pages)
+
+    async def adelete(
+        self,
+        page_ids: Sequence[str] = (),
+        document_ids: Sequence[str] = (),
+        filters: MetadataFilters | None = None,
+    ) -> int:
         """Do `delete` without blocking the event loop."""
-        return await asyncio.to_thread(self.delete, page_ids, document_ids)
+        return await asyncio.to_thread(self.delete, page_ids, document_ids, filters)
+
+    async def adelete_other_versions(self, file_path: str, document_id: str) -> int:
+        """Do `delete_other_versions` without blocking the event loop."""
+        return await asyncio.to_thread(self.delete_other_versions, file_path, document_id)
 
     async def aclear(self) -> None:
         """Do `clear` without blocking the event loop."""
         await asyncio.to_thread(self.clear)
 
-    async def acount(self) -> int:
+    async def acount(self, filters: MetadataFilters | None = None) -> int:
         """Do `count` without blocking the event loop."""
-        return await asyncio.to_thread(self.count)
+        return await asyncio.to_thread(self.count, filters)
+
+    async def adocuments(self) -> list[StoredDocument]:
+        """Do `documents` without blocking the event loop."""
+        return await asyncio.to_thread(self.documents)
+
+    async def astates(self, page_ids: Sequence[str]) -> dict[str, StoredState]:
+        """Do `states` without blocking the event loop."""
+        return await asyncio.to_thread(self.states, page_ids)
 
     async def aget(self, page_ids: Sequence[str]) -> list[Page]:
         """Do `get` without blocking the event loop."""
         return await asyncio.to_thread(self.get, page_ids)
 
-    # ---- inside: rows
+    async def acandidates(
+        self,
+        query: MultiVector,
+        candidate_k: int = 100,
+        filters: MetadataFilters | None = None,
+        exact: bool = False,
+    ) -> list[Candidate]:
+        """Do `candidates` without blocking the event loop, and read them all."""
+        return await asyncio.to_thread(lambda: list(self.candidates(query, candidate_k, filters, exact)))
+
+    # ---- inside: writing
 
     def _add_batch(self, pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
-        before = self.states([page.page_id for page in pages])
-        encoded = [encode_vectors(multi_vector, self.vector_dtype) for multi_vector in vectors]
+        opened = self._require_open()
+        encoded = [encode_vectors(multi_vector, opened.description.vector_dtype) for multi_vector in vectors]
+        grids = [getattr(multi_vector, "patch_grid", None) for multi_vector in vectors]
+        data = [some.to_bytes() for some in encoded]
+        hashes = [vectors_hash(some) for some in data]
+        ids = [vector_id(page.page_id, some) for page, some in zip(pages, hashes, strict=True)]
         vector_rows = [
-            vectors_row(page, data, getattr(multi_vector, "patch_grid", None))
-            for page, data, multi_vector in zip(pages, encoded, vectors, strict=True)
+            vectors_row(page.page_id, name, some, grid)
+            for page, name, some, grid in zip(pages, ids, data, grids, strict=True)
         ]
-        page_rows = [
-            page_row(page, multi_vector.mean(axis=0).tolist())
-            for page, multi_vector in zip(pages, vectors, strict=True)
-        ]
-        with self._milvus("add to"):
+        with self._writing():
+            before = [StoredVectors.of(row) for row in self._pages.read([page.page_id for page in pages], _VECTORS)]
             # The order is what makes a page whole: its row, the last to be written, is what makes it stored.
-            self._client.upsert(self._vectors_collection, vector_rows)
-            self._client.upsert(self.collection, page_rows)
-            outdated = [
-                vector_id(page.page_id, before[page.page_id].content_hash)
-                for page in pages
-                if page.page_id in before and before[page.page_id].content_hash != page.content_hash
+            shard = opened.vectors.write(vector_rows, [4 * len(some) // 3 for some in data])
+            page_rows = [
+                page_row(page, some_hash, len(multi_vector), shard, multi_vector.mean(axis=0).tolist())
+                for page, some_hash, multi_vector in zip(pages, hashes, vectors, strict=True)
             ]
-            self._remove_rows(self._vectors_collection, "vector_id", outdated)
+            if opened.candidates is not None:
+                opened.candidates.write(list(zip(pages, ids, vectors, strict=True)))
+            self._pages.upsert(page_rows, [_row_bytes(row) for row in page_rows])
+            if opened.shared is not None:
+                stored = {
+                    page.page_id: (StoredVectors(name, len(some.values), shard), CachedVectors(some, grid))
+                    for page, name, some, grid in zip(pages, ids, encoded, grids, strict=True)
+                }
+                self._local_pages(opened.shared).put(stored, opened.vectors.read)
+            # The same vectors written again may be in another collection than before: only there they are outdated.
+            outdated = [stored for stored in before if stored.vector_id not in ids or stored.shard != shard]
+            opened.vectors.remove(outdated)
+            if opened.candidates is not None:
+                opened.candidates.remove_vectors(
+                    {stored.vector_id: stored.num_vectors for stored in outdated if stored.vector_id not in ids}
+                )
 
-    def _delete_pages(self, content_hashes: Mapping[str, str]) -> None:
-        ids = [vector_id(page_id, content_hash) for page_id, content_hash in content_hashes.items()]
-        with self._milvus("delete from"):
+    def _delete_rows(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        opened = self._require_open()
+        doomed = {row["page_id"]: StoredVectors.of(row) for row in rows}
+        if doomed:
             # Pages first: without its row, a page is gone, whatever happens next.
-            self._remove_rows(self.collection, "page_id", list(content_hashes))
-            self._remove_rows(self._vectors_collection, "vector_id", ids)
+            self._pages.remove(list(doomed))
+            if opened.shared is not None:
+                opened.shared.pages.remove(doomed)
+            opened.vectors.remove(doomed.values())
+            if opened.candidates is not None:
+                opened.candidates.remove_pages(list(doomed))
+        return len(doomed)
 
-    def _get_rows(self, page_ids: Sequence[str], fields: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-        self._require_open()
-        with self._milvus("read"):
-            return self._read_rows(self.collection, "page_id", page_ids, fields)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep other threads from changing a Milvus Lite collection at the same time, from Milvus to what is local."""
+        shared = self._require_open().shared
+        if shared is None:
+            yield
+            return
+        with shared.pages.writing:
+            try:
+                yield
+            except BaseException:
+                shared.pages.is_loaded = False  # Milvus may have got further than what is known here
+                raise
 
-    def _read_rows(
-        self, collection: str, key: str, values: Sequence[str], fields: Sequence[str]
+    # ---- inside: reading
+
+    def _matching(self, chosen: PageFilter) -> list[dict[str, Any]]:
+        rows = self._pages.scan([*_VECTORS, "metadata"], chosen.expression)
+        return [row for row in rows if chosen.matches(row["metadata"])]
+
+    def _hit_pages(
+        self, opened: _Opened, query: MultiVector, candidate_k: int, chosen: PageFilter | None, exact: bool
     ) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for some in _batches(values, _READ_PAGES):
-            rows.extend(self._client.query(collection, is_one_of(key, some), output_fields=list(fields), **_STRONG))
-        return rows
+        """Return the rows of a server's candidates: all pages if they are few, or those whose vectors Milvus finds."""
+        expression = "" if chosen is None else chosen.expression
+        fields = [*_VECTORS, "metadata"] if chosen is not None else list(_VECTORS)
+        if exact or opened.candidates is None or self._pages.count(expression) <= max(_EXACT_PAGES, candidate_k):
+            return self._pages.scan(fields) if chosen is None else self._matching(chosen)
+        hits = min(2 * candidate_k, MAX_HITS)
+        while True:
+            rows: list[dict[str, Any]] = []
+            for page_ids in batches(opened.candidates.best(query, hits, expression), candidate_k):
+                some = {row["page_id"]: row for row in self._pages.read(page_ids, fields, rows=candidate_k)}
+                rows += [some[page_id] for page_id in page_ids if page_id in some]
+                if chosen is not None:
+                    rows = [row for row in rows if chosen.matches(row["metadata"])]
+                if len(rows) >= candidate_k:
+                    return rows[:candidate_k]
+            if hits == MAX_HITS:
+                # Too many hits were of pages that do not match, or of the same few pages.
+                return self._pages.scan(fields) if chosen is None else self._matching(chosen)
+            hits = min(4 * hits, MAX_HITS)
 
-    def _remove_rows(self, collection: str, key: str, values: Sequence[str]) -> None:
-        for some in _batches(values, _DELETE_PAGES):
-            self._client.delete(collection, filter=is_one_of(key, some))
-
-    def _scan(self, fields: Sequence[str], expression: str = "") -> list[dict[str, Any]]:
-        """Return all rows, or those an expression keeps, in no order."""
-        with self._milvus("scan"):
-            if self.is_local:
-                # Milvus Lite has no limit of its own, and one query is three times as fast as pages of one.
-                rows = self._client.query(
-                    self.collection, filter=expression, output_fields=list(fields), limit=2**31 - 1, **_STRONG
-                )
-                return list(rows)
-            # The paging of pymilvus's iterator, which pastes the last id into its filter as it is: here it is quoted.
-            scanned: list[dict[str, Any]] = []
-            last = ""
-            while True:
-                after = f"page_id > {quote(last)}"
-                batch = self._client.query(
-                    self.collection,
-                    f"{after} and ({expression})" if expression else after,
-                    output_fields=list({"page_id", *fields}),
-                    limit=_SCAN_ROWS,
-                    iterator="True",  # in order of id, and no row left out for another
-                    reduce_stop_for_best="True",
-                    **_STRONG,
-                )
-                if not batch:
-                    return scanned
-                scanned.extend(batch)
-                last = max(row["page_id"] for row in batch)
-
-    def _fill_resident(self, stored: dict[str, str]) -> None:
-        for page_id in [page_id for page_id in self._resident if page_id not in stored]:
-            del self._resident[page_id]
-        missing = [
-            page_id
-            for page_id, content in stored.items()
-            if page_id not in self._resident or self._resident[page_id][0] != content
-        ]
-        for some in _batches(missing, _READ_PAGES):
-            ids = [vector_id(page_id, stored[page_id]) for page_id in some]
-            with self._milvus("read vectors of"):
-                rows = self._read_rows(self._vectors_collection, "vector_id", ids, ["page_id", "chunks", "patch_grid"])
-            for row in rows:
-                self._resident[row["page_id"]] = stored[row["page_id"]], *vectors_from_row(row)
+    def _read_vectors(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Candidate]:
+        """Return the vectors of pages, from the cache or Milvus."""
+        opened = self._require_open()
+        pages = {row["page_id"]: StoredVectors.of(row) for row in rows}
+        page_ids = {stored.vector_id: page_id for page_id, stored in pages.items()}
+        read = opened.cache.read({stored.vector_id: stored for stored in pages.values()}, opened.vectors.read)
+        return (Candidate(page_ids[name], *vectors) for name, vectors in read)
 
     # ---- inside: the collection
 
-    def _description(self) -> CollectionDescription | None:
-        """Return what the collection says of itself; None if there is no such collection."""
+    def _description(self, *, strict: bool = True) -> CollectionDescription | None:
+        """Return what the collection says of itself; None if there is no such collection, or, not strictly, of ours."""
         # Asking Milvus Lite would create the database, and a mistyped path should leave nothing behind.
-        if self._connection is None and self.is_local and not Path(self.uri).exists():
+        if not self._connection.is_open and self.is_local and not Path(self.uri).exists():
             return None
-        with self._milvus("open"):
-            if not self._client.has_collection(self.collection):
-                return None
-            found = read_description(self._client, self.collection)
-        if found is None:
+        if not self._pages.exists():
+            return None
+        with self._connection.errors("open"):
+            found = read_description(self._connection.client, self.collection)
+        if found is None and strict:
             raise StoreError(
                 f"Collection {self.collection!r} in {self.uri} was not made by this package; choose another collection."
             )
@@ -430,51 +575,107 @@ class MilvusPageStore:
             )
         return found
 
-    def _explain_mismatch(self, found: CollectionDescription, wanted: CollectionDescription) -> str:
+    def _check(self, found: CollectionDescription, fingerprint: EmbedderFingerprint) -> None:
+        """Refuse a collection that was made by another embedder, or otherwise than asked for."""
         where = f"Collection {self.collection!r} in {self.uri}"
         again = "or index again with overwrite=True"
-        if found.schema != wanted.schema:
-            return f"{where} has schema {found.schema}, this version reads {wanted.schema}: use that version, {again}."
-        if found.embedder != wanted.embedder:
-            return (
-                f"{where} was made by {found.embedder}, but this embedder is {wanted.embedder}: open it with the "
-                f"embedder that made it, {again}."
+        if found.schema != SCHEMA_VERSION:
+            raise FingerprintMismatchError(
+                f"{where} has schema {found.schema}, this version reads {SCHEMA_VERSION}: use that version, {again}."
             )
-        return (
-            f"{where} keeps vectors as {found.vector_dtype}, but vector_dtype={wanted.vector_dtype!r} was asked for: "
-            f"open it with vector_dtype={found.vector_dtype!r}, {again}."
-        )
+        if found.embedder != fingerprint:
+            raise FingerprintMismatchError(
+                f"{where} was made by {found.embedder}, but this embedder is {fingerprint}: open it with the embedder "
+                f"that made it, {again}."
+            )
+        for option, has, asked in (
+            ("vector_dtype", found.vector_dtype, self._vector_dtype),
+            ("candidate_vectors", found.candidate_vectors, self._candidate_vectors),
+            ("ann_index", found.ann_index, self._ann_index),
+        ):
+            if asked is not None and has != asked:
+                raise FingerprintMismatchError(
+                    f"{where} was made with {option}={has!r}, but {asked!r} was asked for: leave that out, {again}."
+                )
 
-    def _load(self, description: CollectionDescription) -> int:
-        with self._milvus("load"):
-            self._client.load_collection(self.collection)
-            self._client.load_collection(self._vectors_collection)
-        self._dim = description.embedder.dim
-        return self._dim
+    def _use(self, description: CollectionDescription) -> _Opened:
+        candidates = None
+        if description.ann_index is not None and description.candidate_vectors is not None:
+            # What searching takes is the reader's to say, and not the collection's.
+            ann_index = self._ann_index or description.ann_index
+            name = candidates_collection(self.collection)
+            candidates = MilvusCandidates(self._connection, name, description.candidate_vectors, ann_index)
+        cache, shared = self._make_cache(description), None
+        if self.is_local and candidates is None:
+            shared = open_shared(
+                (self.uri, self.collection), id(self), lambda: self._make_shared(description, LocalPages(cache))
+            )
+        dim, dtype = description.embedder.dim, description.vector_dtype
+        vectors = VectorTables(self._connection, self.collection, dim, dtype, sharded=False)
+        self._opened = _Opened(description, cache, vectors if shared is None else shared.vectors, candidates, shared)
+        return self._opened
 
-    def _require_open(self) -> int:
-        """Return the dim, opening an existing collection for whichever embedder made it."""
+    def _make_shared(self, description: CollectionDescription, pages: LocalPages) -> SharedCollection:
+        connection = MilvusConnection(self.uri, None, self.collection)
+        dim, dtype = description.embedder.dim, description.vector_dtype
+        return SharedCollection(pages, VectorTables(connection, self.collection, dim, dtype, sharded=True), connection)
+
+    def _require_open(self) -> _Opened:
+        """Return what is open, opening an existing collection for whichever embedder made it."""
         with self._lock:
-            if self._dim is not None:
-                return self._dim
-            found = self._require_description()
-            wanted = CollectionDescription(found.embedder, self.vector_dtype)
-            if found != wanted:
-                raise FingerprintMismatchError(self._explain_mismatch(found, wanted))
-            return self._load(found)
+            shared = self._opened.shared if self._opened is not None else None
+            if shared is not None and not is_shared((self.uri, self.collection), shared):
+                self._forget()  # another store has cleared it
+            if self._opened is None:
+                found = self._require_description()
+                self._check(found, found.embedder)
+                return self._use(found)
+            return self._opened
 
-    # ---- inside: the connection
+    def _local_pages(self, shared: SharedCollection) -> LocalPages:
+        """Return what is known of a Milvus Lite collection, once it is."""
+        with shared.pages.writing:
+            if not shared.pages.is_loaded:
+                stored = {row["page_id"]: StoredVectors.of(row) for row in self._pages.scan(_VECTORS)}
+                shared.pages.load(stored, shared.vectors.read)
+        return shared.pages
 
-    @property
-    def _client(self) -> MilvusClient:
-        with self._lock:
-            if self._connection is None:
-                self._connection = connect(self.uri, self._token)
-            return self._connection
+    def _forget(self) -> None:
+        """Undo `_use`."""
+        self._pages.forget()
+        if self._opened is not None and self._opened.shared is not None:
+            close_shared((self.uri, self.collection), self._opened.shared, id(self))
+        self._opened = None
 
-    def _milvus(self, action: str) -> AbstractContextManager[None]:
-        return milvus_errors(action, self.collection, self.uri)
+    def _make_cache(self, description: CollectionDescription) -> VectorCache:
+        folder = self._cache_dir / f"{self.collection}-{description.generation}"
+        max_bytes = None if self.is_local else self._cache_bytes
+        return VectorCache(folder, description.embedder.dim, description.vector_dtype, max_bytes)
+
+    def _default_cache_dir(self) -> Path:
+        if self.is_local:
+            return Path(self.uri).with_suffix(".cache")
+        from platformdirs import user_cache_path
+
+        return user_cache_path("llama-index-colqwen") / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+
+    def _is_lite(self) -> bool:
+        return self.is_local or "lite" in str(self._connection.client.get_server_version()).partition("-")[0]
 
 
-def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+@dataclass(frozen=True)
+class _Opened:
+    """A collection in use: `candidates` finds candidates in Milvus, `shared` in this process."""
+
+    description: CollectionDescription
+    cache: VectorCache
+    vectors: VectorTables
+    candidates: MilvusCandidates | None
+    shared: SharedCollection | None
+
+
+_PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
+
+
+def _row_bytes(row: Mapping[str, Any]) -> int:
+    return sum(map(len, row["node"])) + len(row["text"]) + 4 * len(row["mean_vector"]) + 4096

@@ -58,11 +58,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Milvus server: COLQWEN_TEST_MILVUS, or a Milvus Lite server on loopback, made for the tests."""
-    if given := os.environ.get("COLQWEN_TEST_MILVUS"):
-        yield given
-        return
+def milvus_server() -> str:
+    """The address of a real Milvus server."""
+    if address := os.environ.get("COLQWEN_TEST_MILVUS"):
+        return address
+    pytest.skip("no Milvus server: give its address in COLQWEN_TEST_MILVUS, or run tests/milvus_server.py")
+
+
+@pytest.fixture(scope="session")
+def lite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Milvus Lite server on loopback, made for the tests."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_index_colqwen import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.codec import VectorDtype, decode_vectors, encode_vectors, join_chunks, split_chunks
+from llama_index_colqwen.codec import EncodedVectors, VectorDtype, encode_vectors, join_chunks, split_chunks
 from tests.fakes import unit_rows
 
 
@@ -13,8 +13,8 @@ def test_inner_products_survive_within_the_documented_tolerance(
     dtype: VectorDtype, row_bytes: int, tolerance: float
 ) -> None:
     vectors, queries = unit_rows(0, 1030, dim=128), unit_rows(1, 25, dim=128)
-    data = encode_vectors(vectors, dtype)
-    decoded = decode_vectors(data, 128, dtype)
+    data = encode_vectors(vectors, dtype).to_bytes()
+    decoded = EncodedVectors.from_bytes(data, 128, dtype).decode()
     assert len(data) == 1030 * row_bytes
     assert decoded.dtype == np.float32
     errors = queries @ decoded.T - queries @ vectors.T
@@ -24,7 +24,7 @@ def test_inner_products_survive_within_the_documented_tolerance(
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
 def test_zero_row_stays_zero(dtype: VectorDtype) -> None:
     vectors = np.zeros((2, 4), dtype=np.float32)
-    np.testing.assert_array_equal(decode_vectors(encode_vectors(vectors, dtype), 4, dtype), vectors)
+    np.testing.assert_array_equal(encode_vectors(vectors, dtype).decode(), vectors)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4,), (1, 2, 4)])
@@ -40,7 +40,7 @@ def test_unknown_dtype_is_refused_by_name() -> None:
 
 def test_bytes_of_another_dim_are_refused() -> None:
     with pytest.raises(DimensionMismatchError, match="dim 7"):
-        decode_vectors(encode_vectors(unit_rows(0, 3), "int8"), 7, "int8")
+        EncodedVectors.from_bytes(encode_vectors(unit_rows(0, 3), "int8").to_bytes(), 7, "int8")
 
 
 @pytest.mark.parametrize("size", [0, 1, 49_148, 49_149, 49_150, 200_000])

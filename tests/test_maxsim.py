@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_index_colqwen import DimensionMismatchError, InvalidOptionError
+from llama_index_colqwen.codec import EncodedVectors, VectorDtype, encode_vectors
 from llama_index_colqwen.maxsim import maxsim, maxsim_scores, rank
 from llama_index_colqwen.pages import Candidate
 from tests.fakes import unit_rows
@@ -35,6 +36,20 @@ def test_pages_scored_together_score_as_each_alone(lengths: list[int], query_tok
     np.testing.assert_allclose(maxsim_scores(query, pages), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_encoded_pages_score_as_their_decoded_vectors(dtype: VectorDtype) -> None:
+    query = unit_rows(0, 5, dim=16)
+    pages = [encode_vectors(unit_rows(number, 1 + number % 9, dim=16), dtype) for number in range(1, 40)]
+    np.testing.assert_allclose(
+        maxsim_scores(query, pages), maxsim_scores(query, [page.decode() for page in pages]), atol=1e-5
+    )
+
+
+def test_page_longer_than_a_block_is_scored_whole() -> None:
+    query, page = unit_rows(0, 3), unit_rows(1, 10_000)
+    assert maxsim(query, page) == pytest.approx(float((query @ page.T).max(axis=1).sum()), abs=1e-5)
+
+
 def test_no_pages_have_no_scores() -> None:
     assert maxsim_scores(unit_rows(0, 3), []).shape == (0,)
 
@@ -55,14 +70,15 @@ def test_shapes_that_cannot_be_compared_are_named(query: np.ndarray, page: np.nd
 
 def test_equal_scores_are_ranked_by_page_id() -> None:
     vectors = unit_rows(1, 2)
-    candidates = [Candidate(name, vectors) for name in ("c", "a", "b")]
+    candidates = [Candidate(name, EncodedVectors(vectors)) for name in ("c", "a", "b")]
     assert [page.page_id for page in rank(vectors, candidates, 2)] == ["a", "b"]
 
 
 def test_ranking_many_blocks_equals_sorting_all_scores() -> None:
     query = unit_rows(0, 5, dim=8)
     # 300 pages of 200 vectors: more than one block
-    candidates = [Candidate(f"{number:03d}", unit_rows(number + 1, 200, dim=8)) for number in range(300)]
+    vectors = [EncodedVectors(unit_rows(number + 1, 200, dim=8)) for number in range(300)]
+    candidates = [Candidate(f"{number:03d}", encoded) for number, encoded in enumerate(vectors)]
     scores = {candidate.page_id: maxsim(query, candidate.vectors) for candidate in candidates}
     expected = sorted(scores, key=lambda name: (-scores[name], name))
     ranked = rank(query, iter(candidates), top_k=300)

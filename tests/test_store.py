@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import uuid
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from llama_index_colqwen import (
+    AnnIndex,
     CollectionNotFoundError,
     DimensionMismatchError,
     EmbedderFingerprint,
@@ -24,16 +26,27 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
+from llama_index_colqwen.pages import Candidate
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
 
 
-@pytest.fixture(params=["file", "server"])
+@pytest.fixture(params=["file", "file_with_ann", "lite_server", "milvus_server"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusPageStore]:
-    """An open store: Milvus Lite in this process, and a server that others could use as well."""
-    uri = tmp_path / "pages.db" if request.param == "file" else request.getfixturevalue("milvus_server")
-    with MilvusPageStore(uri, collection=f"pages_{uuid.uuid4().hex}") as opened:
+    """An open, empty store: Milvus Lite in this process, searched by us and by it, and two servers."""
+    if "server" in request.param:
+        # One collection for all tests: a server takes seconds to make one.
+        address, name = request.getfixturevalue(request.param), f"contract_{os.getpid()}"
+        with MilvusPageStore(address, collection=name, cache_dir=tmp_path / "cache") as opened:
+            if opened._description() is not None and opened.fingerprint() != FINGERPRINT:
+                opened.clear()
+            opened.open(FINGERPRINT)
+            opened.delete(page_ids=[candidate.page_id for candidate in everything(opened)])
+            yield opened
+        return
+    ann_index = AnnIndex("HNSW", {}) if request.param == "file_with_ann" else None
+    with MilvusPageStore(tmp_path / "pages.db", ann_index=ann_index) as opened:
         opened.open(FINGERPRINT)
         yield opened
 
@@ -43,6 +56,12 @@ def local_store(tmp_path: Path) -> Iterator[MilvusPageStore]:
     with MilvusPageStore(tmp_path / "pages.db") as opened:
         opened.open(FINGERPRINT)
         yield opened
+
+
+def everything(store: MilvusPageStore) -> list[Candidate]:
+    """All pages with their vectors, by id."""
+    candidates = store.candidates(unit_rows(0, 1, store.fingerprint().dim), exact=True)
+    return sorted(candidates, key=lambda candidate: candidate.page_id)
 
 
 def add(store: MilvusPageStore, *pages: Page, rows: int = 3) -> list[MultiVector]:
@@ -62,7 +81,7 @@ def test_stored_pages_come_back_whole_and_in_the_order_asked(store: MilvusPageSt
 
 def test_candidates_carry_the_exact_vectors_of_every_page_in_order_of_id(store: MilvusPageStore) -> None:
     vectors = add(store, make_page("b"), make_page("a"), make_page("c"))
-    candidates = list(store.candidates())
+    candidates = everything(store)
     assert [candidate.page_id for candidate in candidates] == ["a", "b", "c"]
     for candidate, expected in zip(candidates, (vectors[1], vectors[0], vectors[2]), strict=True):
         np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
@@ -70,11 +89,11 @@ def test_candidates_carry_the_exact_vectors_of_every_page_in_order_of_id(store: 
 
 def test_page_added_again_replaces_its_text_and_vectors(store: MilvusPageStore) -> None:
     add(store, make_page("a", "old"), make_page("b", "other"))
-    assert len(list(store.candidates())) == 2  # read once, so that a stale copy could be served
+    assert len(everything(store)) == 2  # read once, so that a stale copy could be served
     new = unit_rows(99, 7)
     store.add([make_page("a", "new")], [new])
     assert [page.text for page in store.get(["a", "b"])] == ["new", "other"]
-    np.testing.assert_allclose(next(store.candidates()).vectors, new, atol=0.005)
+    np.testing.assert_allclose(everything(store)[0].vectors, new, atol=0.005)
     assert store.count() == 2
 
 
@@ -82,15 +101,14 @@ def test_replaced_and_deleted_vectors_leave_no_rows_behind(store: MilvusPageStor
     add(store, make_page("a", "old"), make_page("b"))
     store.add([make_page("a", "new")], [unit_rows(9, 2)])
     store.delete(page_ids=["b"])
-    rows = store._client.query(store._vectors_collection, filter="", output_fields=["vector_id"], limit=100)
-    assert [row["vector_id"] for row in rows] == ["a:" + make_page("a", "new").content_hash]
+    assert [row["page_id"] for row in store._require_open().vectors._table(0).scan(["page_id"])] == ["a"]
 
 
 def test_update_rewrites_metadata_without_vectors(store: MilvusPageStore) -> None:
     [vectors] = add(store, make_page("a", "text", year=2023))
     store.update([make_page("a", "text", year=2024)])
     assert store.get(["a"])[0].metadata["year"] == 2024
-    np.testing.assert_allclose(next(store.candidates()).vectors, vectors, atol=0.005)
+    np.testing.assert_allclose(everything(store)[0].vectors, vectors, atol=0.005)
 
 
 def test_update_of_another_content_is_refused(store: MilvusPageStore) -> None:
@@ -109,7 +127,7 @@ def test_delete_by_page_and_by_document_reports_how_many(store: MilvusPageStore)
     assert store.delete(page_ids=["one-0", "absent"]) == 1
     assert store.delete(document_ids=["two", "absent"]) == 2
     assert store.delete() == 0
-    assert [candidate.page_id for candidate in store.candidates()] == ["one-1", "one-2"]
+    assert [candidate.page_id for candidate in everything(store)] == ["one-1", "one-2"]
 
 
 @pytest.mark.parametrize("name", ['say "hi"', "back\\slash", "new\nline", "ünïcode 頁", "' or 1 == 1 or '", "%_{}"])
@@ -130,7 +148,7 @@ def test_earlier_versions_of_a_file_are_deleted_and_only_those(store: MilvusPage
         make_page("bare-p1", document_id="bare"),
     )
     assert store.delete_other_versions(path, "new") == 1
-    assert [candidate.page_id for candidate in store.candidates()] == ["bare-p1", "else-p1", "new-p1"]
+    assert [candidate.page_id for candidate in everything(store)] == ["bare-p1", "else-p1", "new-p1"]
 
 
 def test_documents_are_listed_by_name_with_their_pages(store: MilvusPageStore) -> None:
@@ -151,8 +169,8 @@ def test_scanning_in_small_steps_finds_every_page_once(store: MilvusPageStore, m
     numbers = np.random.default_rng(0).permutation(60).tolist()
     for start in (0, 20, 40):
         add(store, *(make_page(f'ü"{number}', document_id=f"d{number % 2}") for number in numbers[start : start + 20]))
-    monkeypatch.setattr("llama_index_colqwen.store._SCAN_ROWS", 7)
-    assert [candidate.page_id for candidate in store.candidates()] == sorted(f'ü"{number}' for number in numbers)
+    monkeypatch.setattr("llama_index_colqwen.tables.SCAN_ROWS", 7)
+    assert [candidate.page_id for candidate in everything(store)] == sorted(f'ü"{number}' for number in numbers)
     assert store.delete(document_ids=["d1"]) == 30
     assert [document.pages for document in store.documents()] == [30]
 
@@ -162,24 +180,26 @@ def test_long_text_and_large_multi_vector_come_back_whole(store: MilvusPageStore
     vectors = unit_rows(0, 20_000)
     store.add([page], [vectors])
     assert store.get(["a"]) == [page]
-    np.testing.assert_allclose(next(store.candidates()).vectors, vectors, atol=0.005)
+    np.testing.assert_allclose(everything(store)[0].vectors, vectors, atol=0.005)
 
 
 def test_more_pages_than_a_batch_are_all_stored(store: MilvusPageStore) -> None:
     add(store, *(make_page(f"{number:03d}") for number in range(150)), rows=1)
-    assert store.count() == len(list(store.candidates())) == len(store.get([f"{n:03d}" for n in range(150)])) == 150
+    assert store.count() == len(everything(store)) == len(store.get([f"{n:03d}" for n in range(150)])) == 150
 
 
 def test_float16_keeps_vectors_closer_and_is_checked_at_open(tmp_path: Path) -> None:
     with MilvusPageStore(tmp_path / "half.db", vector_dtype="float16") as half:
         half.open(FINGERPRINT)
         [vectors] = add(half, make_page("a"))
-        np.testing.assert_allclose(next(half.candidates()).vectors, vectors, atol=0.0005)
+        np.testing.assert_allclose(everything(half)[0].vectors, vectors, atol=0.0005)
     with MilvusPageStore(tmp_path / "half.db") as again:
+        np.testing.assert_allclose(everything(again)[0].vectors, vectors, atol=0.0005)
+    with MilvusPageStore(tmp_path / "half.db", vector_dtype="int8") as other:
         with pytest.raises(FingerprintMismatchError, match="float16.*'int8' was asked for"):
-            again.open(FINGERPRINT)
+            other.open(FINGERPRINT)
         with pytest.raises(FingerprintMismatchError, match="float16"):
-            again.count()
+            other.count()
 
 
 def test_pages_survive_closing_and_opening(tmp_path: Path) -> None:
@@ -189,7 +209,7 @@ def test_pages_survive_closing_and_opening(tmp_path: Path) -> None:
     with MilvusPageStore(tmp_path / "pages.db") as store:
         assert store.fingerprint() == FINGERPRINT
         assert store.get(["a"]) == [make_page("a", "text")]
-        np.testing.assert_allclose(next(store.candidates()).vectors, vectors, atol=0.005)
+        np.testing.assert_allclose(everything(store)[0].vectors, vectors, atol=0.005)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +236,7 @@ def test_clear_lets_another_embedder_begin(store: MilvusPageStore) -> None:
         store.count()
     store.open(EmbedderFingerprint("other", "1", 8))
     assert store.count() == 0
-    assert list(store.candidates()) == []
+    assert everything(store) == []
 
 
 def test_multi_vector_of_another_dim_is_refused_and_nothing_is_stored(store: MilvusPageStore) -> None:
@@ -245,18 +265,18 @@ def test_collections_of_one_database_do_not_see_each_other(tmp_path: Path) -> No
 def test_two_stores_of_one_process_see_each_others_changes(store: MilvusPageStore) -> None:
     add(store, make_page("a", "old"))
     with MilvusPageStore(store.uri, collection=store.collection) as second:
-        assert [candidate.page_id for candidate in second.candidates()] == ["a"]
+        assert [candidate.page_id for candidate in everything(second)] == ["a"]
         new = unit_rows(5, 2)
         store.add([make_page("a", "new"), make_page("b")], [new, new])
-        assert [candidate.page_id for candidate in second.candidates()] == ["a", "b"]
-        np.testing.assert_allclose(next(second.candidates()).vectors, new, atol=0.005)
+        assert [candidate.page_id for candidate in everything(second)] == ["a", "b"]
+        np.testing.assert_allclose(everything(second)[0].vectors, new, atol=0.005)
     # closing the second leaves the first at work
     assert store.count() == 2
 
 
 def test_missing_database_is_an_error_and_creates_nothing(tmp_path: Path) -> None:
     store = MilvusPageStore(tmp_path / "mistyped.db")
-    for ask in (store.count, store.fingerprint, store.documents, lambda: list(store.candidates())):
+    for ask in (store.count, store.fingerprint, store.documents, lambda: everything(store)):
         with pytest.raises(CollectionNotFoundError, match="nothing has been indexed there"):
             ask()
     assert list(tmp_path.iterdir()) == []
@@ -282,7 +302,7 @@ def test_file_in_the_place_of_a_database_is_not_touched(tmp_path: Path) -> None:
 
 def test_collection_of_another_program_is_refused(store: MilvusPageStore) -> None:
     strange = f"strange_{uuid.uuid4().hex}"
-    store._client.create_collection(strange, dimension=4)
+    store._connection.client.create_collection(strange, dimension=4)
     with pytest.raises(StoreError, match="not made by this package"):
         MilvusPageStore(store.uri, collection=strange).open(FINGERPRINT)
 
@@ -334,6 +354,7 @@ def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path)
     code = """
 import os, signal, sys
 from llama_index_colqwen import MilvusPageStore
+from llama_index_colqwen.pages import Candidate
 from tests.fakes import make_page, unit_rows
 from tests.test_store import FINGERPRINT
 store = MilvusPageStore(sys.argv[1])
@@ -348,8 +369,8 @@ for number in range(40):
     reported = run.stdout.split()
     assert len(reported) == 26
     with MilvusPageStore(tmp_path / "k.db") as store:
-        assert [candidate.page_id for candidate in store.candidates()] == reported
-        for number, candidate in enumerate(store.candidates()):
+        assert [candidate.page_id for candidate in everything(store)] == reported
+        for number, candidate in enumerate(everything(store)):
             np.testing.assert_allclose(candidate.vectors, unit_rows(number, 50), atol=0.005)
 
 
@@ -362,7 +383,7 @@ def test_reader_among_writers_never_sees_another_pages_vectors(store: MilvusPage
             store.add([make_page("a", text)], [vectors])
 
     def read() -> list[int]:
-        return [len(candidate.vectors) for _ in range(30) for candidate in store.candidates()]
+        return [len(candidate.vectors) for _ in range(30) for candidate in everything(store)]
 
     with ThreadPoolExecutor(3) as pool:
         writing, *reading = pool.submit(write), pool.submit(read), pool.submit(read)
@@ -385,5 +406,5 @@ async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
 def test_patch_grid_travels_with_the_vectors(store: MilvusPageStore) -> None:
     vectors = unit_rows(0, 8)
     store.add([make_page("seen"), make_page("read")], [PageVectors(vectors, PatchGrid(2, 3, start=1)), vectors])
-    grids = {candidate.page_id: candidate.patch_grid for candidate in store.candidates()}
+    grids = {candidate.page_id: candidate.patch_grid for candidate in everything(store)}
     assert grids == {"seen": PatchGrid(2, 3, start=1), "read": None}

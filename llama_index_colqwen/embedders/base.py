@@ -9,13 +9,19 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.pages import MultiVector, Page
 from llama_index_colqwen.pipeline import gather
 
-__all__ = ["EmbedderFingerprint", "MultiVectorEmbedder", "resolve_embedder", "stream_pages"]
+__all__ = [
+    "EmbedderFingerprint",
+    "MultiVectorEmbedder",
+    "recommended_candidate_vectors",
+    "resolve_embedder",
+    "stream_pages",
+]
 
 _BATCH_PAGES = 16
 
@@ -59,7 +65,8 @@ class EmbedderFingerprint:
 class MultiVectorEmbedder(Protocol):
     """Pages and queries -> multi-vectors that MaxSim compares.
 
-    Any object with these members is an embedder; nothing needs to be inherited.
+    Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
+    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all".
     """
 
     @property
@@ -131,6 +138,12 @@ def _no_embedder(name: str) -> InvalidOptionError:
         f"There is no embedder {name!r}. Use 'lexical', a model's hub id (such as 'vidore/colqwen2-v1.0') or folder, "
         "or an object with embed_pages, embed_queries, dim, fingerprint."
     )
+
+
+def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Literal["all"] | None:
+    """Return how many vectors of a page a Milvus server should search, if the embedder has a `candidate_vectors`."""
+    number: int | Literal["all"] | None = getattr(embedder, "candidate_vectors", None)
+    return number
 
 
 def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:

@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,9 @@ class LexicalEmbedder:
         language: ISO 639-1 code: whose word frequencies weigh query words, and which stemmer joins inflections. Words
             of other languages still match, each with the weight of a rare word.
     """
+
+    candidate_vectors: Literal["all"] = "all"
+    """Words cannot be pooled: the mean of two words' vectors is like neither."""
 
     def __init__(self, language: str = "en") -> None:
         """See the class."""
