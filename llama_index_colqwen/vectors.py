@@ -1,8 +1,8 @@
 """Exact multi-vectors <-> the Milvus collections that keep them.
 
-On a server that is one collection. Milvus Lite holds every collection that is touched in memory, twice over or more, and
-never lets go of it; so there it is one for every 512 pages, and those that are not written to are closed. Knows nothing
-of pages but the ids of their vectors, and nothing of searching.
+On a server that is one collection. Milvus Lite keeps every collection that is touched in memory, and not just once, for
+good; so there it is one collection for every 512 pages, and those that are not written to are closed. Knows nothing of
+pages but the ids of their vectors, and nothing of searching.
 """
 
 from __future__ import annotations
