@@ -121,6 +121,7 @@ class CentroidLists:
         self._page_ids: list[str] = []
         self._centroid_ids: list[CentroidIds] = []
         self._slot_of: dict[str, int] = {}
+        self._slots: npt.NDArray[np.intp] | None = None  # all that are taken, while nothing changes
         self._main = self._tail = _Postings.of([], 0, len(centroids))
 
     def __len__(self) -> int:
@@ -137,12 +138,14 @@ class CentroidLists:
 
     def add(self, page_id: str, centroid_ids: CentroidIds) -> None:
         """Add a page, or replace it."""
+        self._slots = None
         self._slot_of[page_id] = len(self._page_ids)
         self._page_ids.append(page_id)
         self._centroid_ids.append(centroid_ids)
 
     def remove(self, page_id: str) -> None:
         """Forget a page, if it is there."""
+        self._slots = None
         self._slot_of.pop(page_id, None)
 
     def best(self, query: MultiVector, top_k: int, allowed: Iterable[str] | None = None) -> list[str]:
@@ -154,8 +157,12 @@ class CentroidLists:
             allowed: The only pages to look at; all by default. Pages that are not here are passed over.
         """
         self._index_pages()
-        page_ids = self._slot_of if allowed is None else [name for name in allowed if name in self._slot_of]
-        slots = np.array([self._slot_of[page_id] for page_id in page_ids], dtype=np.intp)
+        if allowed is not None:
+            slots = np.array([self._slot_of[name] for name in allowed if name in self._slot_of], dtype=np.intp)
+        else:
+            if self._slots is None:
+                self._slots = np.fromiter(self._slot_of.values(), dtype=np.intp, count=len(self._slot_of))
+            slots = self._slots
         scores = self._scores(query)[slots]
         if top_k < len(slots):
             chosen = np.argpartition(-scores, top_k - 1)[:top_k]
@@ -186,6 +193,7 @@ class CentroidLists:
         if size > 2 * len(self._slot_of) + _TAIL_PAGES:
             self._page_ids, self._centroid_ids = list(self._slot_of), list(self.pages().values())
             self._slot_of = {page_id: slot for slot, page_id in enumerate(self._page_ids)}
+            self._slots = None
             self._main = self._tail = _Postings.of([], 0, len(self.centroids))
             size = len(self._page_ids)
         if self._tail.end == size:
