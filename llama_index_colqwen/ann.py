@@ -11,21 +11,20 @@ none of its vectors, of that token's worst hit: more it cannot have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llama_index_colqwen.milvus import MilvusConnection, is_one_of
+from llama_index_colqwen.milvus import MilvusConnection
 from llama_index_colqwen.pages import MultiVector, Page
 from llama_index_colqwen.pooling import pool_to
 from llama_index_colqwen.schema import AnnIndex, CandidateVectors, candidate_id, candidate_rows, page_of_candidate
-from llama_index_colqwen.tables import MilvusTable, batches
+from llama_index_colqwen.tables import MilvusTable
+from llama_index_colqwen.vectors import StoredVectors
 
 __all__ = ["MAX_HITS", "IgnoredParameterWarning", "MilvusCandidates"]
 
 MAX_HITS = 16_384
 """What a server finds for a vector at the most."""
-
-_DELETE_PAGES = 64
 
 
 class IgnoredParameterWarning(UserWarning):
@@ -58,16 +57,12 @@ class MilvusCandidates:
             rows += candidate_rows(page, vector_id, vectors if number == "all" else pool_to(vectors, number))
         self._table.upsert(rows, [_bytes(row) for row in rows])
 
-    def remove_pages(self, page_ids: Sequence[str]) -> None:
-        """Delete all candidates of pages."""
-        for some in batches(page_ids, _DELETE_PAGES):
-            self._table.remove_where(is_one_of("page_id", some))
-
-    def remove_vectors(self, outdated: Mapping[str, int]) -> None:
-        """Delete the candidates of these vectors, by id: how many vectors each page had."""
+    def remove(self, doomed: Iterable[StoredVectors]) -> None:
+        """Delete the candidates of these vectors, by key: by anything else, servers take their time."""
+        most = self._candidate_vectors
         numbers = {
-            vector_id: number if self._candidate_vectors == "all" else min(number, self._candidate_vectors)
-            for vector_id, number in outdated.items()
+            stored.vector_id: stored.num_vectors if most == "all" else min(stored.num_vectors, most)
+            for stored in doomed
         }
         self._table.remove([candidate_id(name, row) for name, number in numbers.items() for row in range(number)])
 

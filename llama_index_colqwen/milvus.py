@@ -187,6 +187,7 @@ def _connect_server(uri: str, token: str | None) -> MilvusClient:
 # pymilvus asks of every server and can do without.
 _LOGGERS = (
     "grpc._server",
+    "milvus_lite.adapter.grpc.servicer",
     "milvus_lite.server_manager",
     "pymilvus.client.connection_manager",
     "pymilvus.decorators",

@@ -129,9 +129,10 @@ class MilvusPageStore:
             )
         if vector_dtype not in (None, "int8", "float16"):
             raise InvalidOptionError(f"vector_dtype is int8 or float16; got {vector_dtype!r}.")
-        if candidate_vectors not in (None, "all") and (
-            isinstance(candidate_vectors, (str, bool)) or candidate_vectors < 1
-        ):
+        number = (
+            isinstance(candidate_vectors, int) and not isinstance(candidate_vectors, bool) and candidate_vectors > 0
+        )
+        if not (candidate_vectors in (None, "all") or number):
             raise InvalidOptionError(f'candidate_vectors is at least 1, or "all"; got {candidate_vectors!r}.')
         if cache_bytes < 1:
             raise InvalidOptionError(f"cache_bytes is at least 1; got {cache_bytes!r}.")
@@ -478,12 +479,9 @@ class MilvusPageStore:
                 }
                 self._local_pages(opened.shared).put(stored, opened.vectors.read)
             # The same vectors written again may be in another collection than before: only there they are outdated.
-            outdated = [stored for stored in before if stored.vector_id not in ids or stored.shard != shard]
-            opened.vectors.remove(outdated)
+            opened.vectors.remove([stored for stored in before if stored.vector_id not in ids or stored.shard != shard])
             if opened.candidates is not None:
-                opened.candidates.remove_vectors(
-                    {stored.vector_id: stored.num_vectors for stored in outdated if stored.vector_id not in ids}
-                )
+                opened.candidates.remove([stored for stored in before if stored.vector_id not in ids])
 
     def _delete_rows(self, rows: Iterable[Mapping[str, Any]]) -> int:
         opened = self._require_open()
@@ -495,7 +493,7 @@ class MilvusPageStore:
                 opened.shared.pages.remove(doomed)
             opened.vectors.remove(doomed.values())
             if opened.candidates is not None:
-                opened.candidates.remove_pages(list(doomed))
+                opened.candidates.remove(doomed.values())
         return len(doomed)
 
     @contextmanager

@@ -111,7 +111,8 @@ class MilvusTable:
                     search_params={"metric_type": "IP", "params": params},
                     **_SESSION,
                 )
-                found.extend([{self._key: hit[self._key], "distance": hit["distance"]} for hit in row] for row in hits)
+                # Milvus Lite and servers disagree on what the key is called in a hit; pymilvus knows.
+                found.extend([{self._key: hit.id, "distance": hit.distance} for hit in row] for row in hits)
         return found
 
     # ---- writing

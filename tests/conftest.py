@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -68,17 +69,25 @@ def milvus_server() -> str:
 @pytest.fixture(scope="session")
 def lite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Milvus Lite server on loopback, made for the tests."""
+    with start_lite_server(tmp_path_factory.mktemp("server") / "server.db") as (_, uri):
+        yield uri
+
+
+@contextmanager
+def start_lite_server(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve a Milvus Lite file on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = Path(sys.executable).with_name("milvus-lite")
-    data = tmp_path_factory.mktemp("server") / "server.db"
-    command = [str(program), "server", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(program), "server", "--data-dir", str(path), "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(300):
+        for _ in range(600):
             with socket.socket() as knock:
                 if knock.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
