@@ -147,13 +147,28 @@ def _expression(part: MetadataFilter | MetadataFilters) -> str:
     value, operation = part.value, part.operator
     if operation == FilterOperator.EQ or operation in _ORDERS:
         return f"{field} {operation.value} {_literal(value)}"
-    if isinstance(value, list) and operation == FilterOperator.IN and len(value) <= _MAX_ALTERNATIVES:
-        # Milvus Lite has no `in` for metadata, and servers have it for lists of one kind only.
-        return _joined(" or ", [f"{field} == {_literal(one)}" for one in value])
-    if operation in (FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL):
-        name = "json_contains" if operation == FilterOperator.CONTAINS else f"json_contains_{operation.value}"
-        return f"{name}({field}, {_literal(value)})"
+    if operation == FilterOperator.CONTAINS:
+        return _contains(field, value)
+    if isinstance(value, list) and len(value) <= _MAX_ALTERNATIVES:
+        if operation == FilterOperator.IN:
+            # Milvus Lite has no `in` for metadata, and servers have it for lists of one kind only.
+            return _joined(" or ", [f"{field} == {_literal(one)}" for one in value])
+        if operation == FilterOperator.ALL:
+            return _joined(" and ", [text for one in value if (text := _contains(field, one))])
+        if operation == FilterOperator.ANY and all(_contains(field, one) for one in value):
+            return _joined(" or ", [_contains(field, one) for one in value])
     return ""
+
+
+def _contains(field: str, value: object) -> str:
+    """Write that a list contains a value; servers do not find 1 in a list with 1.0, nor the other way round."""
+    alternatives = {_literal(value)}
+    if isinstance(value, (int, float)):
+        if math.copysign(1, value) < 0:
+            return ""  # Milvus Lite takes no negative numbers there
+        if float(value).is_integer():
+            alternatives |= {_literal(int(value)), _literal(float(value))}
+    return _joined(" or ", [f"json_contains({field}, {one})" for one in sorted(alternatives)])
 
 
 def _joined(word: str, expressions: Sequence[str]) -> str:
@@ -161,6 +176,4 @@ def _joined(word: str, expressions: Sequence[str]) -> str:
 
 
 def _literal(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_literal, value))}]"
     return quote(value) if isinstance(value, str) else repr(value)

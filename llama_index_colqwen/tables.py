@@ -6,6 +6,7 @@ Servers take messages of 64 MB, give 16,384 rows a query, and fields of 65,535 b
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,9 +19,11 @@ SCAN_ROWS = 4096
 _READ_ROWS = 64
 _DELETE_ROWS = 1024
 
-# A client sees at once what this process has written, and what others wrote a moment later. "Strong" waits for the
-# server's next tick every time: 200 to 500 ms a query on Milvus 2.3, for 3.
-_SESSION: dict[str, Any] = {"consistency_level": "Session"}
+# "Session" sees at once what this process has written, and what others wrote a moment later. "Strong" waits for the
+# server's next tick every time: 200 to 500 ms a query on Milvus 2.3, for 3. But that version does not say when it
+# deleted, so that sessions see deleted rows until that tick: for so long after deleting, this process reads strongly.
+_DELETED_SECONDS = 2.0
+_DELETED: dict[tuple[str, str], float] = {}
 
 Row = dict[str, Any]
 _Item = TypeVar("_Item")
@@ -109,7 +112,7 @@ class MilvusTable:
                     limit=limit,
                     filter=expression,
                     search_params={"metric_type": "IP", "params": params},
-                    **_SESSION,
+                    consistency_level=self._consistency(),
                 )
                 # Milvus Lite and servers disagree on what the key is called in a hit; pymilvus knows.
                 found.extend([{self._key: hit.id, "distance": hit.distance} for hit in row] for row in hits)
@@ -144,6 +147,8 @@ class MilvusTable:
         self._load()
         with self._connection.errors("delete from"):
             self._connection.client.delete(self.name, filter=expression)
+        if not self._connection.is_local:
+            _DELETED[self._connection.uri, self.name] = time.monotonic()
 
     # ---- inside
 
@@ -151,9 +156,17 @@ class MilvusTable:
         self._load()
         with self._connection.errors("read"):
             rows = self._connection.client.query(
-                self.name, filter=expression, output_fields=list(fields), **options, **_SESSION
+                self.name,
+                filter=expression,
+                output_fields=list(fields),
+                consistency_level=self._consistency(),
+                **options,
             )
             return list(rows)
+
+    def _consistency(self) -> str:
+        deleted = _DELETED.get((self._connection.uri, self.name), -_DELETED_SECONDS)
+        return "Strong" if time.monotonic() - deleted < _DELETED_SECONDS else "Session"
 
     def _load(self) -> None:
         with self._lock:

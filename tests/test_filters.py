@@ -20,6 +20,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 PAGES = [make_page(f"p{number:02d}", document_id="d", number=1, k=value) for number, value in enumerate(VALUES)]
 PAGES.append(make_page("bare"))
+PAGES.append(make_page("float", k=3.0))
 ODD: dict[str, Any] = {'k"] == 1 or metadata["k': 1, "k": 5, "other": "abc"}
 PAGES.append(make_page("odd", **ODD))
 
@@ -47,9 +48,10 @@ def found_by(filters: MetadataFilters) -> set[str]:
     [
         (FilterOperator.EQ, 1, ids(0)),
         (FilterOperator.EQ, 1.5, ids(2)),
+        (FilterOperator.EQ, 3, {"float"}),
         (FilterOperator.EQ, "1", ids(5)),
-        (FilterOperator.GT, 1, ids(1, 2, 4) | {"odd"}),
-        (FilterOperator.GTE, 2, ids(1, 4) | {"odd"}),
+        (FilterOperator.GT, 1, ids(1, 2, 4) | {"odd", "float"}),
+        (FilterOperator.GTE, 2, ids(1, 4) | {"odd", "float"}),
         (FilterOperator.LT, 1, ids(3)),
         (FilterOperator.LTE, 1.5, ids(0, 2, 3)),
         (FilterOperator.LT, "a", ids(5, 7, 8, 12)),
@@ -178,6 +180,9 @@ trees = st.recursive(
 @given(trees)
 @example(leaf(FilterOperator.EQ, '" or page_id != "'))
 @example(leaf(FilterOperator.CONTAINS, 1))
+@example(leaf(FilterOperator.ALL, [1, 2]))
+@example(leaf(FilterOperator.EQ, 3))
+@example(leaf(FilterOperator.IN, [3, 4]))
 @example(leaf(FilterOperator.EQ, 1, 'k"] == 1 or metadata["k'))
 @example(leaf(FilterOperator.IN, [f"value {number}" for number in range(200)]))
 def test_milvus_keeps_exactly_the_pages_that_match(
@@ -210,7 +215,7 @@ def test_deleting_and_counting_by_filter(tmp_path: Path) -> None:
         store.open(EmbedderFingerprint("table", "1", 4))
         store.add(PAGES, [unit_rows(number, 2) for number, _ in enumerate(PAGES)])
         numeric = group(FilterCondition.AND, leaf(FilterOperator.GT, -100))
-        assert store.count(numeric) == 6
-        assert store.delete(filters=numeric) == 6
-        assert store.count() == len(PAGES) - 6
+        assert store.count(numeric) == 7
+        assert store.delete(filters=numeric) == 7
+        assert store.count() == len(PAGES) - 7
         assert stored_matches(store, numeric) == set()
