@@ -25,7 +25,7 @@ CentroidIds = npt.NDArray[np.uint16]
 
 _ITERATIONS = 6
 _SAMPLE_A_CENTROID = 16
-_CENTROIDS = 12
+_CENTROIDS = 16
 
 # How many centroids a query token visits. With 64 of 16,384, 98 to 100 % of the ten best of 1,000 pages were among the
 # 100 best candidates on three kinds of synthetic pages; with 16 it was 71 to 99 %, and 256 gain nothing.

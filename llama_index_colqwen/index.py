@@ -26,6 +26,7 @@ from llama_index_colqwen.store import MilvusPageStore
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
     from llama_index.core.llms import LLM
+    from llama_index.core.vector_stores import MetadataFilters
 
 __all__ = ["ColQwenIndex", "IndexingReport"]
 
@@ -188,6 +189,7 @@ class ColQwenIndex:
         *,
         multimodal: bool = True,
         similarity_top_k: int = 3,
+        filters: MetadataFilters | None = None,
         **kwargs: Any,  # noqa: ANN401 - passed on
     ) -> BaseQueryEngine:
         """Return an engine that answers from the pages it retrieves.
@@ -196,11 +198,12 @@ class ColQwenIndex:
             llm: One that sees images, unless `multimodal` is off; by default `Settings.llm`.
             multimodal: Whether the model is given the page images, or only their text.
             similarity_top_k: How many pages the model is given.
+            filters: Which pages to look at, by their metadata.
             kwargs: `RetrieverQueryEngine.from_args`'s, such as `streaming`.
         """
         from llama_index.core.query_engine import RetrieverQueryEngine
 
-        retriever = self.as_retriever(similarity_top_k=similarity_top_k)
+        retriever = self.as_retriever(similarity_top_k=similarity_top_k, filters=filters)
         return RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=multimodal, **kwargs)
 
     # ---- the same, for the event loop

@@ -14,6 +14,7 @@ from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEng
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
 from llama_index.core.tools import RetrieverTool
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from PIL import Image
 from pydantic import PrivateAttr
 
@@ -105,6 +106,30 @@ def test_ranking_equals_exact_maxsim_over_all_pages(tmp_path: Path) -> None:
     index.store.close()
 
 
+def test_filters_choose_pages_before_they_are_ranked(index: ColQwenIndex) -> None:
+    only = MetadataFilters(filters=[MetadataFilter(key="page_number", value=[2, 4], operator=FilterOperator.IN)])
+    assert numbers(index.as_retriever(filters=only, similarity_top_k=1).retrieve("east")) == [2]
+    assert numbers(index.as_query_engine(llm=MockLLM(), multimodal=False, filters=only).query("east").source_nodes) == [
+        2,
+        4,
+    ]
+    none = MetadataFilters(filters=[MetadataFilter(key="page_number", value=99)])
+    assert index.as_retriever(filters=none).retrieve("east") == []
+
+
+def test_filter_that_makes_no_sense_is_an_error_when_the_retriever_is_made(index: ColQwenIndex) -> None:
+    odd = MetadataFilters(filters=[MetadataFilter(key="page_number", value=3, operator=FilterOperator.IN)])
+    with pytest.raises(InvalidOptionError, match="takes a list"):
+        index.as_retriever(filters=odd)
+
+
+@pytest.mark.parametrize("options", [{"exact": True}, {"candidate_k": 1}, {"candidate_k": 1000}])
+def test_asking_for_more_pages_than_there_are_gives_all(index: ColQwenIndex, options: dict[str, Any]) -> None:
+    hits = index.as_retriever(similarity_top_k=500, **options).retrieve("east")
+    assert len(hits) == index.store.count()
+    assert [hit.score for hit in hits] == sorted((hit.get_score() for hit in hits), reverse=True)
+
+
 async def test_async_equals_sync_and_does_not_block_the_loop(index: ColQwenIndex) -> None:
     class Slow(TableEmbedder):
         def embed_queries(self, queries: Any) -> list[MultiVector]:  # noqa: ANN401
@@ -178,7 +203,7 @@ def test_another_embedder_is_refused_when_the_retriever_is_made(index: ColQwenIn
     assert isinstance(other.fingerprint, EmbedderFingerprint)
 
 
-@pytest.mark.parametrize("options", [{"similarity_top_k": 0}, {"score": "cosine"}])
+@pytest.mark.parametrize("options", [{"similarity_top_k": 0}, {"candidate_k": 0}, {"score": "cosine"}])
 def test_options_nobody_understands_are_refused(index: ColQwenIndex, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError, match=str(next(iter(options)))):
         index.as_retriever(**options)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -401,6 +402,71 @@ async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
     await store.aclear()
     with pytest.raises(CollectionNotFoundError):
         await store.acount()
+
+
+def test_every_operation_has_an_async_twin() -> None:
+    names = {name for name in vars(MilvusPageStore) if not name.startswith("_")} - {"image_dir", "is_local"}
+    sync = {name for name in names if f"a{name}" in names}
+    assert names == sync | {f"a{name}" for name in sync}
+
+
+async def test_async_twins_do_not_block_the_loop(local_store: MilvusPageStore) -> None:
+    pages = [make_page(f"{number:03d}") for number in range(200)]
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    await local_store.aadd(pages, [unit_rows(number, 200) for number in range(200)])
+    found = await local_store.acandidates(unit_rows(0, 3))
+    ticking.cancel()
+    assert ticks >= 5
+    assert len(found) == 200
+    assert await local_store.astates(["000"]) == local_store.states(["000"])
+    assert await local_store.adocuments() == local_store.documents()
+
+
+def test_page_that_comes_twice_in_one_call_is_stored_as_it_came_last(store: MilvusPageStore) -> None:
+    first, last = unit_rows(1, 2), unit_rows(2, 5)
+    store.add([make_page("a", "first"), make_page("b"), make_page("a", "last")], [first, first, last])
+    assert store.count() == 2
+    assert [page.text for page in store.get(["a"])] == ["last"]
+    np.testing.assert_allclose(everything(store)[0].vectors, last, atol=0.005)
+
+
+def test_same_content_with_other_vectors_replaces_the_vectors(store: MilvusPageStore) -> None:
+    for seed in (1, 2):
+        store.add([make_page("a", "same")], [unit_rows(seed, 4)])
+        np.testing.assert_allclose(everything(store)[0].vectors, unit_rows(seed, 4), atol=0.005)
+        with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir) as second:
+            np.testing.assert_allclose(everything(second)[0].vectors, unit_rows(seed, 4), atol=0.005)
+
+
+def test_collection_survives_without_its_cache(store: MilvusPageStore) -> None:
+    vectors = add(store, make_page("a"), make_page("b"))
+    everything(store)
+    shutil.rmtree(store._cache_dir)
+    for candidate, expected in zip(everything(store), vectors, strict=True):
+        np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
+
+
+def test_query_of_another_dim_is_refused(store: MilvusPageStore) -> None:
+    for query in (unit_rows(0, 2, dim=5), unit_rows(0, 2)[:0], unit_rows(0, 1)[0]):
+        with pytest.raises(DimensionMismatchError, match="4-dim vectors, and the query has shape"):
+            store.candidates(query)
+
+
+def test_many_large_pages_in_one_call_stay_below_the_limit_of_a_message(store: MilvusPageStore) -> None:
+    """12 pages of 4,000 vectors and 100 KB of text, in one `add` and one search."""
+    pages = [make_page(f"{number:02d}", "word " * 20_000) for number in range(12)]
+    vectors = [unit_rows(number, 4000) for number in range(12)]
+    store.add(pages, vectors)
+    for candidate, expected in zip(everything(store), vectors, strict=True):
+        np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
 
 
 def test_patch_grid_travels_with_the_vectors(store: MilvusPageStore) -> None:
