@@ -32,7 +32,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -287,7 +286,7 @@ def build_ours(data: Data, arguments: argparse.Namespace) -> Row:
             store.add(extra[start : start + 16], full[start : start + 16])
         write = (time.process_time() - started) * 1e3 / 64
         store.delete(page_ids=[page.page_id for page in extra])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
     folders = [data.folder / "ours.db", data.folder / "ours.cache"]
     return {
         "build_s": build,

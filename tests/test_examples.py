@@ -44,7 +44,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
     for block in blocks:
         before = names.get("index")
@@ -126,3 +126,16 @@ def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) 
     ours, theirs = line["pool_tokens"], line["HierarchicalTokenPooler"]
     assert ours.keys() == theirs.keys() == {"2", "3", "4", "6"}
     assert all(ours[factor]["ms"] < theirs[factor]["ms"] for factor in ours)
+
+
+def test_search_benchmark_compares_ours_with_exact_scans(capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "benchmarks" / "search.py"))["main"]
+    assert main(["--pages", "40", "--queries", "3", "--small-pages", "0"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["method"]: row for row in line["rows"]}
+    assert {"exact-numpy", "ours"} <= rows.keys()
+    for row in rows.values():
+        assert row["pages"] == line["pages"] == 40
+        assert row["hit@1"] == 1
+        assert row["recall@10"] > 0.9
+        assert all(row[name] > 0 for name in ("build_s", "disk_mb", "rss_mb", "p50_ms", "p95_ms", "recall@100"))
