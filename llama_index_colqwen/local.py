@@ -154,7 +154,7 @@ class LocalPages:
             for stored, vectors in pages.values():
                 self._cache.put(stored.vector_id, *vectors)
             lists = self._lists
-            decoded = [vectors.encoded.decode() for _, vectors in pages.values()]
+            decoded = [] if lists is None else [vectors.encoded.decode() for _, vectors in pages.values()]
             assigned = [] if lists is None else lists.centroids.assign(decoded)
             with self._reading:
                 for page_id, (stored, _) in pages.items():

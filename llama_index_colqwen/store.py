@@ -632,10 +632,11 @@ class MilvusPageStore:
 
     def _local_pages(self, shared: SharedCollection) -> LocalPages:
         """Return what is known of a Milvus Lite collection, once it is."""
-        with shared.pages.writing:
-            if not shared.pages.is_loaded:
-                stored = {row["page_id"]: StoredVectors.of(row) for row in self._pages.scan(_VECTORS)}
-                shared.pages.load(stored, shared.vectors.read)
+        if not shared.pages.is_loaded:
+            with shared.pages.writing:
+                if not shared.pages.is_loaded:  # still
+                    stored = {row["page_id"]: StoredVectors.of(row) for row in self._pages.scan(_VECTORS)}
+                    shared.pages.load(stored, shared.vectors.read)
         return shared.pages
 
     def _forget(self) -> None:

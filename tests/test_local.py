@@ -232,6 +232,27 @@ def test_searching_goes_on_while_pages_are_written_and_centroids_trained(store: 
     assert asked > 10
 
 
+def test_searching_does_not_wait_for_whoever_writes(store: MilvusPageStore) -> None:
+    """As while centroids are trained, which takes seconds."""
+    assert best(store, PAGES[3][:6], 1) == [page_id(3)]
+    shared = store._require_open().shared
+    assert shared is not None
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with shared.pages.writing:
+            held.set()
+            done.wait(60)
+
+    writer = threading.Thread(target=hold)
+    writer.start()
+    held.wait(60)
+    assert best(store, PAGES[5][:6], 1) == [page_id(5)]
+    assert not done.is_set()
+    done.set()
+    writer.join()
+
+
 def test_second_store_of_the_process_that_clears_is_noticed(store: MilvusPageStore) -> None:
     assert best(store, PAGES[3][:6], 1) == [page_id(3)]
     with MilvusPageStore(store.uri) as second:
