@@ -173,7 +173,7 @@ class CentroidLists:
         """Score all slots, shape (slots,); the sum over tokens of the best visited centroid that the page has."""
         similarities = self.centroids.similarities(query)
         visited = min(_VISITED, len(self.centroids) - 1)
-        nearest = np.argpartition(-similarities, visited, axis=1)[:, : visited + 1]
+        nearest = np.argpartition(similarities, -visited - 1, axis=1)[:, -visited - 1 :]
         # Worst first: a page near several of them is left with the best. The very worst is not visited but stands for
         # all that are not: no page that was passed over has a nearer centroid.
         order = np.argsort(np.take_along_axis(similarities, nearest, axis=1), axis=1)

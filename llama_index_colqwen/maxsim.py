@@ -69,19 +69,26 @@ def maxsim_scores(query: MultiVector, pages: Sequence[MultiVector | EncodedVecto
             )
     scores = np.empty(len(encoded), dtype=np.float32)
     rows = np.empty((0, query.shape[1]), dtype=np.float32)
+    products = np.empty(0, dtype=np.float32)
     done = 0
     for block in _blocks(encoded):
         starts = np.cumsum([0, *(len(page.values) for page in block)])
-        if len(rows) < starts[-1]:
-            rows = np.empty((int(starts[-1]), query.shape[1]), dtype=np.float32)
+        total = int(starts[-1])
+        if len(rows) < total:
+            rows, products = np.empty((total, query.shape[1]), np.float32), np.empty(len(query) * total, np.float32)
         for page, start in zip(block, starts, strict=False):
             rows[start : start + len(page.values)] = page.values  # cast on the way
         # (num_query_tokens, all tokens): rows are contiguous along the pages' tokens, which makes reduceat 1.5 times as
         # fast as on the transpose.
-        similarities = query @ rows[: starts[-1]].T
-        for page, start in zip(block, starts, strict=False):
-            if page.scales is not None:
-                similarities[:, start : start + len(page.scales)] *= page.scales
+        similarities = products[: len(query) * total].reshape(len(query), total)
+        np.matmul(query, rows[:total].T, out=similarities)
+        scales = [page.scales for page in block if page.scales is not None]
+        if len(scales) == len(block):
+            similarities *= np.concatenate(scales)
+        else:
+            for page, start in zip(block, starts, strict=False):
+                if page.scales is not None:
+                    similarities[:, start : start + len(page.scales)] *= page.scales
         best = np.maximum.reduceat(similarities, starts[:-1], axis=1)
         scores[done : done + len(block)] = best.sum(axis=0, dtype=np.float32)
         done += len(block)

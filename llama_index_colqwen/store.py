@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ class MilvusPageStore:
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
         self._cache_bytes = cache_bytes
         self._connection = MilvusConnection(self.uri, token, collection)
-        self._cache_dir = self._default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().resolve()
+        self._cache_dir = self._choose_cache_dir(cache_dir)
         self._pages = MilvusTable(self._connection, collection, "page_id")
         self._lock = threading.RLock()
         self._opened: _Opened | None = None
@@ -462,6 +463,7 @@ class MilvusPageStore:
             for page, name, some, grid in zip(pages, ids, data, grids, strict=True)
         ]
         with self._writing():
+            local = None if opened.shared is None else self._local_pages(opened.shared)
             before = [StoredVectors.of(row) for row in self._pages.read([page.page_id for page in pages], _VECTORS)]
             # The order is what makes a page whole: its row, the last to be written, is what makes it stored.
             shard = opened.vectors.write(vector_rows, [4 * len(some) // 3 for some in data])
@@ -472,12 +474,12 @@ class MilvusPageStore:
             if opened.candidates is not None:
                 opened.candidates.write(list(zip(pages, ids, vectors, strict=True)))
             self._pages.upsert(page_rows, [_row_bytes(row) for row in page_rows])
-            if opened.shared is not None:
+            if local is not None:
                 stored = {
                     page.page_id: (StoredVectors(name, len(some.values), shard), CachedVectors(some, grid))
                     for page, name, some, grid in zip(pages, ids, encoded, grids, strict=True)
                 }
-                self._local_pages(opened.shared).put(stored, opened.vectors.read)
+                local.put(stored, opened.vectors.read)
             # The same vectors written again may be in another collection than before: only there they are outdated.
             opened.vectors.remove([stored for stored in before if stored.vector_id not in ids or stored.shard != shard])
             if opened.candidates is not None:
@@ -604,6 +606,9 @@ class MilvusPageStore:
             name = candidates_collection(self.collection)
             candidates = MilvusCandidates(self._connection, name, description.candidate_vectors, ann_index)
         cache, shared = self._make_cache(description), None
+        for folder in self._cache_dir.glob(f"{self.collection}-*"):
+            if folder != cache.folder:  # of a collection of this name that was cleared, maybe by another process
+                shutil.rmtree(folder, ignore_errors=True)
         if self.is_local and candidates is None:
             shared = open_shared(
                 (self.uri, self.collection), id(self), lambda: self._make_shared(description, LocalPages(cache))
@@ -651,12 +656,13 @@ class MilvusPageStore:
         max_bytes = None if self.is_local else self._cache_bytes
         return VectorCache(folder, description.embedder.dim, description.vector_dtype, max_bytes)
 
-    def _default_cache_dir(self) -> Path:
-        if self.is_local:
+    def _choose_cache_dir(self, given: str | Path | None) -> Path:
+        if given is None and self.is_local:
             return Path(self.uri).with_suffix(".cache")
         from platformdirs import user_cache_path
 
-        return user_cache_path("llama-index-colqwen") / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        base = user_cache_path("llama-index-colqwen") if given is None else Path(given).expanduser().resolve()
+        return base / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
 
     def _is_lite(self) -> bool:
         return self.is_local or "lite" in str(self._connection.client.get_server_version()).partition("-")[0]

@@ -59,6 +59,7 @@ class VectorTables:
         self._current: int | None = None
         self._rows = 0
         self._doomed: dict[int, list[str]] = {}
+        self._mended = False
 
     def write(self, rows: Sequence[Row], sizes: Sequence[int]) -> int:
         """Write rows of vectors, and return which collection has them now."""
@@ -72,9 +73,9 @@ class VectorTables:
                 self._rows = self._table(self._current).count()
             elif self._rows >= _SHARD_PAGES:
                 self._unload(self._current)
-                self._current, self._rows = self._current + 1, 0
                 with self._connection.errors("add to"):
-                    create_vectors(self._connection.client, self._name(self._current))
+                    create_vectors(self._connection.client, self._name(self._current + 1))
+                self._current, self._rows = self._current + 1, 0
             # A row takes the place of one with its key here, too, and `upsert` would look for that one first.
             self._table(self._current).insert(rows, sizes)
             self._rows += len(rows)
@@ -132,6 +133,8 @@ class VectorTables:
                     self._unload(shard)
 
     def _table(self, shard: int) -> MilvusTable:
+        if self._sharded and not self._mended:
+            self._shards()
         return self._tables.setdefault(shard, MilvusTable(self._connection, self._name(shard), "vector_id"))
 
     def _name(self, shard: int) -> str:
@@ -145,6 +148,7 @@ class VectorTables:
             with self._connection.errors("open"):  # a process died between the two renamings
                 self._connection.client.rename_collection(name, name.removesuffix(_UNLOADING))
             names.add(name.removesuffix(_UNLOADING))
+        self._mended = True
         numbers = [0, *(int(rest) for name in names if (rest := name.removeprefix(f"{first}_")).isdigit())]
         return [number for number in numbers if self._name(number) in names]
 

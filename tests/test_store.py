@@ -442,7 +442,7 @@ def test_same_content_with_other_vectors_replaces_the_vectors(store: MilvusPageS
     for seed in (1, 2):
         store.add([make_page("a", "same")], [unit_rows(seed, 4)])
         np.testing.assert_allclose(everything(store)[0].vectors, unit_rows(seed, 4), atol=0.005)
-        with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir) as second:
+        with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as second:
             np.testing.assert_allclose(everything(second)[0].vectors, unit_rows(seed, 4), atol=0.005)
 
 
@@ -452,6 +452,18 @@ def test_collection_survives_without_its_cache(store: MilvusPageStore) -> None:
     shutil.rmtree(store._cache_dir)
     for candidate, expected in zip(everything(store), vectors, strict=True):
         np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
+
+
+def test_cache_of_a_collection_that_others_cleared_is_removed(store: MilvusPageStore) -> None:
+    add(store, make_page("a"))
+    everything(store)
+    with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as other:
+        other.clear()
+        other.open(FINGERPRINT)
+        add(other, make_page("b"))
+    with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as again:
+        assert [candidate.page_id for candidate in everything(again)] == ["b"]
+        assert len(list(again._cache_dir.glob(f"{store.collection}-*"))) <= 1
 
 
 def test_query_of_another_dim_is_refused(store: MilvusPageStore) -> None:
