@@ -162,7 +162,7 @@ def test_numbers_of_candidates_that_make_no_sense_are_refused(number: Any) -> No
 
 
 def test_embedders_recommend_how_many_vectors_a_server_searches(lite_server: str, tmp_path: Path) -> None:
-    for recommended, expected in ((LexicalEmbedder.candidate_vectors, "all"), (12, 12), (None, 64)):
+    for recommended, expected in ((LexicalEmbedder.candidate_vectors, "all"), (12, 12), (None, 128)):
         with MilvusPageStore(lite_server, collection="recommended", cache_dir=tmp_path) as store:
             store.clear()
             store.open(FINGERPRINT, recommended)
