@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
 
 _WRITE_PAGES = 16
-_CANDIDATE_VECTORS = 128  # of 1,000 pages, the 100 best by 64 have .8 of the ten best; by 128, .98
+_CANDIDATE_VECTORS = 128  # of 600 pages, the 100 best by 64 have .79 of the ten best; by 128, .98
 _CACHE_BYTES = 8 << 30
 
 # On a server, so many pages or fewer are all scored: their vectors are cached, and no first stage can lose any.
