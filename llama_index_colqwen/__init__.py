@@ -6,8 +6,10 @@ Importing this package loads neither torch nor pymilvus.
 from llama_index_colqwen.ann import IgnoredParameterWarning
 from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
 from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
+from llama_index_colqwen.embedders.endpoint import EndpointEmbedder
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
+from llama_index_colqwen.endpoint import EndpointHandler
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
     ColQwenError,
@@ -16,6 +18,8 @@ from llama_index_colqwen.errors import (
     DocumentError,
     DocumentNotFoundError,
     EncryptedDocumentError,
+    EndpointError,
+    EndpointUnavailableError,
     FingerprintMismatchError,
     IncompleteWeightsError,
     InvalidOptionError,
@@ -51,6 +55,10 @@ __all__ = [
     "DocumentNotFoundError",
     "EmbedderFingerprint",
     "EncryptedDocumentError",
+    "EndpointEmbedder",
+    "EndpointError",
+    "EndpointHandler",
+    "EndpointUnavailableError",
     "FingerprintMismatchError",
     "IgnoredParameterWarning",
     "IncompleteWeightsError",

@@ -6,12 +6,13 @@ Knows nothing that the library does not: it parses, calls, and prints. A mistake
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional, TextIO
+from typing import Annotated, Optional, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -20,6 +21,8 @@ from rich.table import Table
 
 from llama_index_colqwen import __version__
 from llama_index_colqwen.embedders.base import resolve_embedder
+from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
+from llama_index_colqwen.embedders.devices import Dtype
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.errors import ColQwenError
 from llama_index_colqwen.index import ColQwenIndex
@@ -75,7 +78,10 @@ def index(
         typer.Option(help="Where page images are written; by default beside the .db, as NAME.images."),
     ] = None,
     embedder: Annotated[
-        str, typer.Option(help="lexical, or a visual model: a hub id such as vidore/colqwen2-v1.0, or a folder.")
+        str,
+        typer.Option(
+            help="lexical; a visual model: a hub id such as vidore/colqwen2-v1.0, or a folder; or a service's URL."
+        ),
     ] = "lexical",
     ocr: Annotated[
         _Ocr, typer.Option(help="Which pages to read by OCR; auto: those without a text layer.")
@@ -164,6 +170,38 @@ def info(db: _Db = "./colqwen.db", token: _Token = None, collection: _Collection
             table.add_row(escape(document.file_name), str(document.pages), document.document_id[:16])
         _out.print(table)
         _out.print(f"{len(documents)} documents, {sum(document.pages for document in documents)} pages")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A hub id, or a folder.")] = "vidore/colqwen2-v1.0",
+    host: Annotated[str, typer.Option(help="Any but this machine alone needs the secret COLQWEN_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8000,
+    device: Annotated[Optional[str], typer.Option(help="cuda, cuda:1, mps, cpu; by default the best.")] = None,  # noqa: UP045
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Pages a forward pass.")] = 4,
+    max_visual_tokens: Annotated[int, typer.Option(help="Pages are scaled down to so many.")] = 768,
+    pool_factor: Annotated[int, typer.Option(help="Divide a page's vectors by this; 1 keeps all.")] = 1,
+    max_queue: Annotated[int, typer.Option(help="Images and texts that wait at most.")] = 512,
+) -> None:
+    """Answer other programs' requests with a model: EndpointEmbedder's other end.
+
+    Clients send the token in COLQWEN_TOKEN, if there is one. Encryption (TLS) is a proxy's business.
+    """
+    with _speaking_plainly():
+        from llama_index_colqwen.endpoint.app import Batching, create_app
+        from llama_index_colqwen.endpoint.server import bind, make_server
+
+        token = os.environ.get("COLQWEN_TOKEN", "").strip() or None
+        with closing(bind(host, port, token=token)) as taken:
+            embedder = ColQwenEmbedder(
+                model, device, cast(Dtype, dtype), batch_size, max_visual_tokens, pool_factor=pool_factor
+            )
+            service = create_app(embedder, token=token, batching=Batching(max_queue=max_queue))
+            address = f"{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
+            _err.print(f"{escape(str(embedder.fingerprint))} on {embedder.devices[0]}: http://{address}, and /docs")
+            with suppress(KeyboardInterrupt):
+                make_server(service).run(sockets=[taken])
 
 
 @app.command()

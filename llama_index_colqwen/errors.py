@@ -14,6 +14,8 @@
     │   ├── ModelNotFoundError      (FileNotFoundError)  no such model on this machine or the hub, or no network
     │   ├── IncompleteWeightsError  (ValueError)         weights are lost, or were never trained
     │   └── DeviceMemoryError       (MemoryError)        the model, or a single page, does not fit the device
+    ├── EndpointError           (RuntimeError)       a service refuses, fails, or answers something else
+    │   └── EndpointUnavailableError (ConnectionError) it cannot be reached, or stays busy
     └── StoreError                  (RuntimeError)
         ├── CollectionNotFoundError (LookupError)        nothing is indexed there
         ├── FingerprintMismatchError                     another embedder made the collection
@@ -32,6 +34,8 @@ __all__ = [
     "DocumentError",
     "DocumentNotFoundError",
     "EncryptedDocumentError",
+    "EndpointError",
+    "EndpointUnavailableError",
     "FingerprintMismatchError",
     "IncompleteWeightsError",
     "InvalidOptionError",
@@ -124,6 +128,14 @@ class IncompleteWeightsError(ModelError, ValueError):
 
 class DeviceMemoryError(ModelError, MemoryError):
     """The model, or the forward pass of a single page, does not fit the device's memory."""
+
+
+class EndpointError(ColQwenError, RuntimeError):
+    """A service that embeds refuses or fails, or is none; the message names its address."""
+
+
+class EndpointUnavailableError(_Sentence, EndpointError, ConnectionError):
+    """The service cannot be reached or stays busy, after all retries."""
 
 
 class StoreError(ColQwenError, RuntimeError):

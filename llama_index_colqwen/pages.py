@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -148,8 +149,21 @@ class Page:
         node = json.dumps(self.node, sort_keys=True)
         return hashlib.sha256(f"{self.content_hash}\n{node}".encode()).hexdigest()
 
+    def read_image(self) -> bytes:
+        """Return the encoded page image.
+
+        Raises:
+            FileNotFoundError: If the image file is gone.
+            ValueError: If the page has no image at all.
+        """
+        if self.image is not None:
+            return self.image
+        if self.image_path is not None:
+            return Path(self.image_path).read_bytes()
+        raise self._no_image()
+
     def open_image(self) -> Image.Image:
-        """Decode the page image.
+        """Open the page image; it is decoded when its pixels are used.
 
         Raises:
             FileNotFoundError: If the image file is gone.
@@ -161,7 +175,10 @@ class Page:
             return Image.open(io.BytesIO(self.image))
         if self.image_path is not None:
             return Image.open(self.image_path)
-        raise ValueError(f"Page {self.page_id} ({self.file_name}, page {self.page_number}) has no image.")
+        raise self._no_image()
+
+    def _no_image(self) -> ValueError:
+        return ValueError(f"Page {self.page_id} ({self.file_name}, page {self.page_number}) has no image.")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ Knows nothing of any one embedder until it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,12 +19,14 @@ from llama_index_colqwen.pipeline import gather
 __all__ = [
     "EmbedderFingerprint",
     "MultiVectorEmbedder",
+    "fingerprint_digest",
     "recommended_candidate_vectors",
     "resolve_embedder",
     "stream_pages",
 ]
 
 _BATCH_PAGES = 16
+_ADDRESSES = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class EmbedderFingerprint:
         revision: The weights' (or the method's) version.
         dim: Length of each vector.
         options: Whatever else changes the vectors, such as a query prefix or token pooling.
-        location: The folder that the model was loaded from, for one that is not on the hub; not compared, so that an
-            index and a model can move.
+        location: The folder that the model was loaded from, for one that is not on the hub, or the address of the
+            service that has it; not compared, so that an index and a model can move.
     """
 
     model: str
@@ -59,6 +62,11 @@ class EmbedderFingerprint:
         options = "".join(f", {name}={value!r}" for name, value in sorted(self.options.items()))
         where = f" in {self.location}" if self.location else ""
         return f"{self.model}{where} (revision {self.revision}, {self.dim}-dim{options})"
+
+
+def fingerprint_digest(fingerprint: EmbedderFingerprint) -> str:
+    """Return a short name of what a fingerprint compares by: equal fingerprints have equal ones."""
+    return hashlib.sha256(replace(fingerprint, location="").to_json().encode()).hexdigest()[:16]
 
 
 @runtime_checkable
@@ -92,12 +100,14 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
     """Return the embedder of a name, the one that a collection's fingerprint describes, or the embedder itself.
 
     Args:
-        embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; a fingerprint; or any
-            object with the members of `MultiVectorEmbedder`.
+        embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; the address of a
+            service (such as "https://gpu.example.com"); a fingerprint; or any object with the members of
+            `MultiVectorEmbedder`.
 
     Raises:
         InvalidOptionError: If there is no embedder of that name, or the object is not an embedder.
         ModelError: If the model cannot be loaded.
+        EndpointError: If the service cannot be reached, or refuses.
         MissingDependencyError: If it needs an extra that is not installed.
     """
     if isinstance(embedder, EmbedderFingerprint):
@@ -108,6 +118,10 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
         from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 
         return LexicalEmbedder()
+    if isinstance(embedder, str) and embedder.startswith(_ADDRESSES):
+        from llama_index_colqwen.embedders.endpoint import EndpointEmbedder
+
+        return EndpointEmbedder(embedder)
     if isinstance(embedder, (str, Path)) and ("/" in str(embedder) or Path(embedder).is_dir()):
         from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
 
@@ -116,6 +130,12 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
 
 
 def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
+    if fingerprint.location.startswith(_ADDRESSES):
+        # Not connected to unasked: the collection may be a stranger's, and so the address and who listens there.
+        raise InvalidOptionError(
+            f"The collection was made with the model at {fingerprint.location} ({fingerprint.model}): give "
+            f"embedder={fingerprint.location!r}, if you trust that address, or EndpointEmbedder with its token."
+        )
     library = fingerprint.options.get("library")
     if library == "colpali-engine":
         from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
@@ -136,7 +156,7 @@ def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
 def _no_embedder(name: str) -> InvalidOptionError:
     return InvalidOptionError(
         f"There is no embedder {name!r}. Use 'lexical', a model's hub id (such as 'vidore/colqwen2-v1.0') or folder, "
-        "or an object with embed_pages, embed_queries, dim, fingerprint."
+        "a service's address, or an object with embed_pages, embed_queries, dim, fingerprint."
     )
 
 

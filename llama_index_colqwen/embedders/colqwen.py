@@ -199,6 +199,28 @@ class ColQwenEmbedder:
         """
         return self._stream((page, page) for page in self._by_size(pages))
 
+    def prepare_page(self, page: Page) -> Future[PreparedPage]:
+        """Decode and preprocess a page's image in a worker thread: what `embed_prepared` takes.
+
+        For callers that make batches of their own, such as a service. A prepared page holds up to 15 MB.
+
+        Returns:
+            A future that raises UnreadableDocumentError if the image is gone or cannot be decoded.
+        """
+        return self._workers.submit(self._prepare, page)
+
+    def embed_prepared(self, prepared: Sequence[PreparedPage]) -> list[MultiVector]:
+        """Run prepared pages through the model, as one batch unless there are more than `batch_size`.
+
+        Returns:
+            What `embed_pages` does.
+
+        Raises:
+            DeviceMemoryError: If a single page does not fit the device.
+            ModelError: If the model computes vectors that are not finite.
+        """
+        return [self._finish(page, rows) for page, rows in zip(prepared, self._forward_split(prepared), strict=True)]
+
     def _by_size(self, pages: Iterable[Page]) -> Iterator[Page]:
         for window in gather(pages, 4 * self.batch_size, first=self.batch_size):
             yield from sorted(window, key=image_area)
@@ -223,8 +245,7 @@ class ColQwenEmbedder:
         # What is in work: a batch or more for every device, and as many as keep all workers busy.
         ahead = devices + -(-self._num_workers // self.batch_size)
         preparing = (
-            [(key, self._workers.submit(self._prepare, page)) for key, page in batch]
-            for batch in gather(pages, self.batch_size)
+            [(key, self.prepare_page(page)) for key, page in batch] for batch in gather(pages, self.batch_size)
         )
         batches = look_ahead(preparing, ahead)
         if devices == 1:
