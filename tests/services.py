@@ -8,12 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
 from llama_index_colqwen.endpoint.app import Batching, create_app
 from llama_index_colqwen.endpoint.contract import Limits
 from llama_index_colqwen.endpoint.server import bind, make_server
+
+Json: TypeAlias = Any
+"""What JSON may be; tests know what it is."""
+
+Answer: TypeAlias = tuple[int, Mapping[str, str], Json]
+"""Status, headers and body."""
 
 
 @contextmanager
@@ -41,7 +47,7 @@ def serve(
 
 
 @contextmanager
-def answer_with(answer: Callable[[str, Any], tuple[int, Mapping[str, str], Any] | None]) -> Iterator[str]:
+def answer_with(answer: Callable[[str, Json], Answer | None]) -> Iterator[str]:
     """Run a server whose answers a function gives, of method and JSON body; None is a broken connection."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +69,7 @@ def answer_with(answer: Callable[[str, Any], tuple[int, Mapping[str, str], Any] 
 
         do_GET = do_POST
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

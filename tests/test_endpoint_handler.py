@@ -21,6 +21,7 @@ from llama_index_colqwen.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
 from tests.bad_images import BAD_IMAGES
 from tests.checkpoints import keep_in_cache
+from tests.services import Json
 
 pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 
@@ -56,7 +57,9 @@ def close_to(answered: Sequence[Any], expected: Sequence[MultiVector], tolerance
     assert len(answered) == len(expected)
     for one, other in zip(answered, expected, strict=True):
         assert np.shape(one) == other.shape
-    return all(np.abs(np.asarray(one) - other).max() <= tolerance for one, other in zip(answered, expected, strict=True))
+    return all(
+        np.abs(np.asarray(one) - other).max() <= tolerance for one, other in zip(answered, expected, strict=True)
+    )
 
 
 def test_images_and_texts_come_back_as_the_embedders_vectors_and_maxsim_scores(
@@ -75,9 +78,7 @@ def test_scores_are_the_retrievers(
 ) -> None:
     documents = PDFPageReader(image_dir=tmp_path / "images").load_data(SAMPLE)[:3]
     scores = handler({"image": list(map(encode, images)), "text": TEXTS[:1]})["scores"][0]
-    index = ColQwenIndex.from_documents(
-        documents, embedder=local, uri=tmp_path / "x.db", vector_dtype="float16"
-    )
+    index = ColQwenIndex.from_documents(documents, embedder=local, uri=tmp_path / "x.db", vector_dtype="float16")
     hits = index.as_retriever(similarity_top_k=3).retrieve(TEXTS[0])
     index.store.close()
     found = {hit.metadata["page_number"]: hit.score for hit in hits}
@@ -150,7 +151,7 @@ def test_float16_is_several_times_smaller_and_within_a_thousandth(
     ],
 )
 def test_bad_requests_are_answered_with_what_is_wrong(
-    handler: EndpointHandler, data: Any, type: str, message: str, index: int | None
+    handler: EndpointHandler, data: Json, type: str, message: str, index: int | None
 ) -> None:
     error = handler(data)["error"]
     assert (error["type"], error["index"]) == (type, index)
@@ -194,14 +195,14 @@ class Failing(EndpointHandler):
                 raise error
             return embed_prepared(prepared)
 
-        def queries(texts: Sequence[str]) -> list[MultiVector]:
-            self.batches.append(len(texts))
-            if "poison" in texts:
+        def embed(queries: Sequence[str]) -> list[MultiVector]:
+            self.batches.append(len(queries))
+            if "poison" in queries:
                 raise error
-            return embed_queries(texts)
+            return embed_queries(queries)
 
         self.embedder.embed_prepared = pages  # type: ignore[method-assign]
-        self.embedder.embed_queries = queries  # type: ignore[method-assign]
+        self.embedder.embed_queries = embed  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_importing_loads_neither_models_nor_milvus() -> None:
     code = (
         "import sys, llama_index_colqwen\n"
         "heavy = {'torch', 'transformers', 'colpali_engine', 'pymilvus', 'milvus_lite', 'onnxruntime', 'rapidocr', "
-        "'pypdfium2', 'wordfreq'}\n"
+        "'pypdfium2', 'wordfreq', 'httpx', 'fastapi', 'uvicorn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

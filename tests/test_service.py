@@ -32,7 +32,7 @@ from llama_index_colqwen.endpoint.server import bind
 from llama_index_colqwen.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
 from tests.bad_images import BAD_IMAGES
-from tests.services import serve, wait_for
+from tests.services import Json, serve, wait_for
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf"
@@ -100,7 +100,7 @@ def encode(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def post(url: str, **request: Any) -> httpx.Response:
+def post(url: str, **request: Json) -> httpx.Response:
     return httpx.post(url, json=request, timeout=60)
 
 
@@ -150,7 +150,11 @@ def test_metrics_count(url: str) -> None:
         found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    names = ['colqwen_requests_total{status="200"}', 'colqwen_items_total{kind="text"}', "colqwen_request_seconds_count"]
+    names = [
+        'colqwen_requests_total{status="200"}',
+        'colqwen_items_total{kind="text"}',
+        "colqwen_request_seconds_count",
+    ]
     before = [value(name) for name in names]
     post(url, text=TEXTS)
     assert [value(name) for name in names] == [before[0] + 1, before[1] + 2, before[2] + 1]
@@ -186,7 +190,7 @@ def test_documentation_needs_no_other_host(url: str) -> None:
         ([], 422, "InvalidRequest"),
     ],
 )
-def test_bad_requests_have_a_status_and_a_reason(url: str, request_: Any, status: int, type: str) -> None:
+def test_bad_requests_have_a_status_and_a_reason(url: str, request_: Json, status: int, type: str) -> None:
     response = httpx.post(url, json=request_)
     assert (response.status_code, response.json()["error"]["type"]) == (status, type)
 
@@ -275,7 +279,7 @@ def test_a_head_without_end_is_refused(url: str, embedder: Gated) -> None:
 
 def connect(url: str) -> socket.socket:
     address = httpx.URL(url)
-    connection = socket.create_connection((address.host, address.port))
+    connection = socket.create_connection((address.host, address.port or 80))
     connection.settimeout(20)
     return connection
 
@@ -294,7 +298,7 @@ def test_without_the_token_only_probes_are_answered(embedder: Gated) -> None:
             ):
                 assert (response.status_code, response.json()["error"]["type"]) == (401, "Unauthorized")
                 assert response.headers["www-authenticate"] == "Bearer"
-        garbled = httpx.post(url, json={}, headers={"Authorization": "Bearer \xe9".encode("latin-1")})
+        garbled = httpx.post(url, json={}, headers={b"Authorization": b"Bearer \xe9"})
         assert garbled.status_code == 401
         # The answer comes although the body was not read.
         large = httpx.post(url, content=b" " * 20_000_000, headers=JSON)
@@ -507,7 +511,13 @@ def test_serve_command_says_what_is_wrong(
 def test_schemathesis_finds_no_server_error(url: str, embedder: Gated) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    command = [program, "run", f"{url}/openapi.json", "--checks", f"{checks},negative_data_rejection,unsupported_method"]
+    command = [
+        program,
+        "run",
+        f"{url}/openapi.json",
+        "--checks",
+        f"{checks},negative_data_rejection,unsupported_method",
+    ]
     command += ["--max-examples", "50", "--seed", "1", "--generation-database", "none"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

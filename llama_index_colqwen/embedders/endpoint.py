@@ -16,10 +16,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 from pydantic_core import from_json, to_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -38,6 +37,9 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors
 from llama_index_colqwen.pipeline import gather, look_ahead
 
+if TYPE_CHECKING:
+    import httpx
+
 __all__ = ["EndpointEmbedder"]
 
 _T = TypeVar("_T")
@@ -47,6 +49,7 @@ _REQUEST_BYTES = 4 * 2**20
 """What a request of several pages has at most; gateways before services often take little more."""
 _RETRIED = (429, 502, 503, 504)
 _MAX_WAIT_S = 60.0
+_CONNECT_S = 10.0
 _FAULTS_OF_PAGES = ("InvalidImage", "ImageTooLarge", "BodyTooLarge")
 _FAULTS_OF_QUERIES = ("InvalidText", "TextTooLong")
 
@@ -94,7 +97,7 @@ class EndpointEmbedder:
         self.batch_size, self.concurrency, self.max_retries = batch_size, concurrency, max_retries
         token = os.environ.get("COLQWEN_TOKEN", "").strip() if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._timeout = httpx.Timeout(timeout, connect=10.0)
+        self._timeout = timeout
         self._limits = Limits(max_body_bytes=2**31)
         self._worker = _Worker()
         self._client: httpx.AsyncClient | None = None
@@ -241,7 +244,10 @@ class EndpointEmbedder:
 
     def _connected(self) -> httpx.AsyncClient:
         if self._client is None:
-            self._client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout)
+            import httpx
+
+            timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT_S, self._timeout))
+            self._client = httpx.AsyncClient(headers=self._headers, timeout=timeout)
         return self._client
 
     async def _disconnect(self) -> None:
@@ -314,13 +320,15 @@ class EndpointEmbedder:
         raise AssertionError("tenacity returns or raises")
 
     async def _try(self, method: str, url: str, content: bytes | None) -> httpx.Response:
+        import httpx
+
         headers = {"Content-Type": "application/json", "Accept": "application/json"} if content else {}
         try:
             response = await self._connected().request(method, url, content=content, headers=headers)
         except httpx.ReadTimeout as error:
             # Not tried again: it would take the service's time a second time.
             raise EndpointError(
-                f"{self.url} did not answer within {self._timeout.read:g} s: give a longer timeout, or send less."
+                f"{self.url} did not answer within {self._timeout:g} s: give a longer timeout, or send less."
             ) from error
         except httpx.TransportError as error:
             raise _TransientError(f"cannot be reached: {error or type(error).__name__}") from error
