@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_colqwen import ocr
+from llama_index_colqwen import ColQwenEmbedder, ocr
 from tests.checkpoints import keep_in_cache
 from tests.test_retriever import SeeingLLM
 
@@ -37,21 +37,27 @@ def test_python_of_the_readme_runs_as_it_stands(
     capsys: pytest.CaptureFixture[str],
     checkpoint: Callable[..., Path],
 ) -> None:
+    pytest.importorskip("fastapi", reason="the [server] extra is not installed")
+    from tests.services import serve
+
     # In the hub's place, a cache that has a tiny model under the big one's name.
     keep_in_cache(tmp_path / "hub", "vidore/colqwen2-v1.0", checkpoint(adapter=True))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "reports").mkdir()
     shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 7
+    text = (ROOT / "README.md").read_text("utf-8")
     names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
-    for block in blocks:
-        before = names.get("index")
-        exec(compile(block, "README.md", "exec"), names)
-        if before is not None and before is not names["index"]:
-            before.store.close()
-    names["index"].store.close()
+    with serve(ColQwenEmbedder(device="cpu")) as url:
+        blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
+        assert len(blocks) == 8
+        for block in blocks:
+            before = names.get("index")
+            exec(compile(block, "README.md", "exec"), names)
+            if before is not None and before is not names["index"]:
+                before.store.close()
+        names["index"].store.close()
+        names["embedder"].close()
     output = capsys.readouterr().out
     assert re.search(r"^\d\.\d+ tidal-sensors-paper.pdf 3 .*page-0003", output)
     assert "3 images ['3'," in output
@@ -112,6 +118,24 @@ def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[s
     for run in line["runs"]:
         assert 0 < run["in_model"] < 1
         assert run["ratio"] == pytest.approx(run["pages_s"] / run["colpali_engine_pages_s"])
+
+
+def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+    pytest.importorskip("fastapi", reason="the [server] extra is not installed")
+    import torch
+
+    threads = torch.get_num_threads()
+    main = runpy.run_path(str(ROOT / "benchmarks" / "serving.py"))["main"]
+    assert main(["--clients", "8", "--seconds", "0.5", "--rounds", "1", "--pages", "2"]) == 0
+    torch.set_num_threads(threads)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    text, page = line["loads"]
+    assert (text["kind"], page["kind"]) == ("text", "page")
+    assert text["off"]["items_a_batch"] == page["off"]["items_a_batch"] == 1
+    assert text["on"]["items_a_batch"] > 1
+    assert line["bytes"]["float"] > 4 * line["bytes"]["base64-float16"]
+    assert line["overhead"]["served_ms"] > 0
 
 
 def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,8 +110,8 @@ class EndpointEmbedder:
         except BaseException:
             self.close()
             raise
-        # Where the collection is opened next, it is known whence its vectors come.
-        self.fingerprint = replace(fingerprint, location=fingerprint.location or self.url)
+        # Whoever opens a collection that this made reads there whence its vectors come.
+        self.fingerprint = replace(fingerprint, location=self.url)
         self.dim = fingerprint.dim
 
     # ---- pages

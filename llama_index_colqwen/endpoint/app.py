@@ -130,25 +130,25 @@ def create_app(
         "/",
         summary="Embed images and texts, and score them",
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}}},
-        responses={200: {"model": _Answer}, **{status: {"model": _Refusal} for status in _STATUSES}},
+        responses={200: {"model": Answer}, **{status: {"model": Refusal} for status in _STATUSES}},
         dependencies=guarded,
     )
     async def embed(request: Request) -> Response:
         return await service.handle(request)
 
     @app.get("/health", summary="Whether the process lives")
-    async def health() -> _State:
-        return _State(status="ok")
+    async def health() -> State:
+        return State(status="ok")
 
-    @app.get("/ready", summary="Whether requests are taken now", responses={503: {"model": _Refusal}})
-    async def ready() -> _State:
+    @app.get("/ready", summary="Whether requests are taken now", responses={503: {"model": Refusal}})
+    async def ready() -> State:
         service.check_room(1)
-        return _State(status="ok")
+        return State(status="ok")
 
-    unauthorized: dict[int | str, dict[str, Any]] = {401: {"model": _Refusal}} if token else {}
+    unauthorized: dict[int | str, dict[str, Any]] = {401: {"model": Refusal}} if token else {}
 
     @app.get("/info", summary="The model, and what a request may ask for", responses=unauthorized, dependencies=guarded)
-    async def info() -> _Info:
+    async def info() -> Info:
         return service.info
 
     @app.get(
@@ -164,34 +164,34 @@ def create_app(
     return app
 
 
-class _Vectors(BaseModel):
+class Vectors(BaseModel):
     dtype: Literal["float16"]
     shape: list[int]
     data: str
     patch_grid: dict[str, int] | None = None
 
 
-class _Answer(BaseModel):
-    image: list[list[list[float]] | _Vectors]
-    text: list[list[list[float]] | _Vectors]
+class Answer(BaseModel):
+    image: list[list[list[float]] | Vectors]
+    text: list[list[list[float]] | Vectors]
     scores: list[list[float]] | None = None
 
 
-class _Reason(BaseModel):
+class Reason(BaseModel):
     type: str
     message: str
     index: int | None
 
 
-class _Refusal(BaseModel):
-    error: _Reason
+class Refusal(BaseModel):
+    error: Reason
 
 
-class _State(BaseModel):
+class State(BaseModel):
     status: Literal["ok"]
 
 
-class _Info(BaseModel):
+class Info(BaseModel):
     model: str
     fingerprint: dict[str, Any]
     limits: dict[str, int]
@@ -263,7 +263,7 @@ class _Service:
         # A folder's path is nobody's business but this machine's, and does not change what vectors mean.
         fingerprint = replace(embedder.fingerprint, location="")
         self._digest = fingerprint_digest(fingerprint)
-        self.info = _Info(
+        self.info = Info(
             model=fingerprint.model,
             fingerprint={**asdict(fingerprint), "options": dict(fingerprint.options)},
             limits=asdict(limits),

@@ -18,7 +18,7 @@ from llama_index_colqwen.endpoint.contract import (
     read_image,
     response_object,
 )
-from llama_index_colqwen.errors import DeviceMemoryError, QueryError, UnreadableDocumentError
+from llama_index_colqwen.errors import DeviceMemoryError, ModelError, QueryError, UnreadableDocumentError
 from llama_index_colqwen.pages import MultiVector
 from llama_index_colqwen.pipeline import gather, look_ahead
 
@@ -110,7 +110,10 @@ def run_each(run: Callable[[list[_Item]], Sequence[_Result]], items: list[_Item]
         For each item its result, or the error that it fails with.
     """
     try:
-        return list(run(items))
+        results = list(run(items))
+        if len(results) != len(items):
+            raise ModelError(f"The model gave {len(results)} results for {len(items)} items.")
+        return [*results]
     except Exception as error:
         if len(items) == 1:
             return [error]

@@ -33,10 +33,13 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
         token: What clients will have to send, if anything.
 
     Raises:
-        InvalidOptionError: If other machines could connect and no token is asked of them.
-        OSError: If the address is in use or not of this machine.
+        InvalidOptionError: If the address is in use or not of this machine; or if other machines could connect and no
+            token is asked of them.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise _unusable(host, port, error) from error
     if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not token:
         raise InvalidOptionError(
             f"On {host}, other machines can connect: set a secret in the environment variable COLQWEN_TOKEN, which "
@@ -46,10 +49,14 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
-    except BaseException:
+    except OSError as error:
         taken.close()
-        raise
+        raise _unusable(host, port, error) from error
     return taken
+
+
+def _unusable(host: str, port: int, error: OSError) -> InvalidOptionError:
+    return InvalidOptionError(f"Nothing can listen on {host}, port {port}: {error.strerror or error}. Choose another.")
 
 
 def make_server(app: Any) -> uvicorn.Server:  # noqa: ANN401 - any ASGI application
