@@ -97,7 +97,7 @@ class EndpointHandler:
 
 def log_fault(fault: Fault) -> None:
     """Log what a client is told and what it is not told: the cause, with its stack if the client is not to blame."""
-    if fault.status >= 500:
+    if fault.status == 500:
         _log.error("A request failed: %s", fault, exc_info=fault.__cause__)
     else:
         _log.warning("A request was refused: %s (%r)", fault, fault.__cause__ or fault.type)
