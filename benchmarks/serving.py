@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             options.model = str(build_checkpoint("ColQwen2", Path(folder) / "tiny"))
         names = {"on": stack.enter_context(started(options, "on")), "off": stack.enter_context(started(options, "off"))}
+        for url in names.values():
+            wait_until_ready(url)
         pages = [page_from_node(document) for document in PDFPageReader(ocr="never").load_data(ROOT / "examples/pdfs")]
         loads = [
             measure_load(names, kind, clients, pages, options)
@@ -123,17 +125,20 @@ def started(options: argparse.Namespace, batching: str) -> Iterator[str]:
         ) as process:
             url = f"http://127.0.0.1:{taken.getsockname()[1]}"
             try:
-                while True:
-                    try:
-                        httpx.get(f"{url}/ready", timeout=5)
-                        break
-                    except httpx.TransportError:
-                        if process.poll() is not None:
-                            sys.exit(f"the service ended with {process.returncode}")
-                        time.sleep(0.1)
                 yield url
             finally:
                 process.terminate()
+
+
+def wait_until_ready(url: str) -> None:
+    """Wait while a service loads its model."""
+    for _ in range(3000):
+        try:
+            httpx.get(f"{url}/ready", timeout=5)
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    sys.exit(f"the service at {url} did not start")
 
 
 def measure_load(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 pytest.importorskip("fastapi", reason="the [server] extra is not installed")
@@ -218,6 +220,14 @@ def test_bad_bodies_have_a_status_and_a_reason(
     assert (response.status_code, response.json()["error"]["type"]) == (status, type)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (10, 3000), (3000, 10)])
+def test_odd_shapes_have_vectors(url: str, size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    (vectors,) = post(url, image=[encode(buffer.getvalue())]).json()["image"]
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_of_a_gigabyte_is_refused_and_not_kept(url: str, embedder: Gated, declared: bool) -> None:
     size, chunk = 2**30, b" " * 2**20
@@ -275,6 +285,12 @@ def test_a_head_without_end_is_refused(url: str, embedder: Gated) -> None:
         nonsense.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
         assert b" 400 " in nonsense.recv(1000)
     assert is_well(url, embedder)
+
+
+def test_after_all_of_that_the_service_is_well(url: str, embedder: Gated) -> None:
+    assert is_well(url, embedder)
+    assert waiting(url) == 0
+    assert 'status="500"' not in httpx.get(f"{url}/metrics").text
 
 
 def connect(url: str) -> socket.socket:

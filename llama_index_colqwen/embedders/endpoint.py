@@ -47,7 +47,8 @@ class EndpointEmbedder:
         batch_size: Pages a request.
         concurrency: Requests under way at a time.
         timeout: Seconds to wait for an answer. (A page takes a minute where the service has no GPU.)
-        max_retries: How often a request is tried again.
+        max_retries: How often a request is tried again; some ten seconds in all. (A Hugging Face endpoint that sleeps
+            takes minutes to wake: 15.)
 
     Raises:
         InvalidOptionError: If an argument means nothing, or there is no fingerprint.

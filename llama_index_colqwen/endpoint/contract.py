@@ -271,7 +271,7 @@ def _decode_base64(text: str, index: int) -> bytes:
 
 
 def _at_most(limits: Limits) -> str:
-    return f"at most {limits.max_pixels / 1e6:g} are decoded, so scale it down first."
+    return f"at most {limits.max_pixels / 1e6:g} megapixels are decoded, so scale it down first."
 
 
 def _floats(vectors: MultiVector) -> list[list[float]]:
