@@ -154,7 +154,7 @@ def test_64_clients_of_20_requests_each_get_their_own_vectors(local: ColQwenEmbe
         return await asyncio.gather(*(client(url, number) for number in range(64)))
 
     # A queue that is sometimes full, too.
-    with serve(local, limits=Limits(max_items=40), batching=Batching(max_queue=40)) as url:
+    with serve(local, limits=Limits(max_items=40), batching=Batching(max_queue=56)) as url:
         assert asyncio.run(all_clients(url)) == [20] * 64
         assert 'colqwen_requests_total{status="503"}' in httpx.get(f"{url}/metrics").text
 

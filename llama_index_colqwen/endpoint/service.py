@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -80,13 +81,10 @@ class _Metrics:
         self.model = Counter("colqwen_model_seconds", "Time in the model.", ["kind"], registry=self.registry)
         Gauge("colqwen_queue_items", "Images and texts not yet answered.", registry=self.registry).set_function(waiting)
 
-    def observer(self, kind: str) -> Callable[[int, float], None]:
-        def observe(items: int, seconds: float) -> None:
-            self.items.labels(kind).inc(items)
-            self.batch.labels(kind).observe(items)
-            self.model.labels(kind).inc(seconds)
-
-        return observe
+    def observe(self, kind: str, items: int, seconds: float) -> None:
+        self.items.labels(kind).inc(items)
+        self.batch.labels(kind).observe(items)
+        self.model.labels(kind).inc(seconds)
 
 
 class Service:
@@ -116,7 +114,7 @@ class Service:
         self._bytes = 0  # of bodies
         self._coming = 0  # requests whose items are not in a queue yet
         self._preparing = 0
-        self._seconds_an_item = 1.0
+        self._seconds_an_item = 0.0  # of late
 
     @asynccontextmanager
     async def running(self, app: object) -> AsyncIterator[None]:
@@ -133,7 +131,7 @@ class Service:
                 most=self._batching.max_texts,
                 patience=self._batching.patience,
                 expecting=lambda: self._coming > 0,
-                observe=self.metrics.observer("text"),
+                observe=partial(self._observe, "text"),
             )
             self._pages: Batcher[PreparedPage, MultiVector] = Batcher(
                 self._embedder.embed_prepared,
@@ -142,7 +140,7 @@ class Service:
                 most=max_pages,
                 patience=self._batching.patience,
                 expecting=lambda: self._coming + self._preparing > 0,
-                observe=self.metrics.observer("image"),
+                observe=partial(self._observe, "image"),
             )
             workers = [asyncio.create_task(batcher.work()) for batcher in (self._texts, self._pages)]
             try:
@@ -230,16 +228,16 @@ class Service:
     @contextmanager
     def _admitted(self, items: int) -> Iterator[None]:
         self.check_room(items)
-        loop = asyncio.get_running_loop()
-        before, started = self._items, loop.time()
         self._items += items
         try:
             yield
-            if items:
-                # How fast the queue moves, so that those who are turned away know when to come back.
-                self._seconds_an_item += 0.2 * ((loop.time() - started) / (before + items) - self._seconds_an_item)
         finally:
             self._items -= items
+
+    def _observe(self, kind: str, items: int, seconds: float) -> None:
+        self.metrics.observe(kind, items, seconds)
+        # How fast the queue moves, so that those who are turned away know when to come back.
+        self._seconds_an_item += 0.2 * (seconds / items - self._seconds_an_item)
 
     def _busy(self, why: str) -> Fault:
         seconds = math.ceil(self._items * self._seconds_an_item)
