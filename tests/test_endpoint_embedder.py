@@ -212,10 +212,22 @@ def test_a_page_without_its_image_is_named(remote: EndpointEmbedder, pages: list
             remote.embed_pages([gone])
 
 
+def test_no_page_is_blamed_for_a_request_that_is_too_large(local: ColQwenEmbedder, pages: list[Page]) -> None:
+    with serve(local, limits=Limits(max_body_bytes=1_000_000)) as url:
+        with EndpointEmbedder(url, fingerprint=local.fingerprint) as unaware:
+            with pytest.raises(EndpointError, match="refuses 4 pages at once: The body is too large.*Lower batch_size"):
+                unaware.embed_pages(pages[:4])
+        with EndpointEmbedder(url) as aware:
+            assert near(aware.embed_pages(pages[:4]), local.embed_pages(pages[:4]))
+            large = replace(pages[1], image=b"\xff" * 1_000_000)
+            with pytest.raises(UnreadableDocumentError, match="image of page 2 cannot be read .*body is too large"):
+                aware.embed_pages([pages[0], large])
+
+
 def test_queries_that_say_nothing_or_too_much(remote: EndpointEmbedder) -> None:
     with pytest.raises(QueryError, match="empty"):
         remote.embed_queries(["a", " "])
-    with pytest.raises(QueryError, match="25000 characters; at most 10000"):
+    with pytest.raises(QueryError, match=r"'word word .*25000 characters; at most 10000"):
         remote.embed_queries(["a", "word " * 5000])
     # Special tokens and half a letter are text.
     assert len(remote.embed_queries(["<|image_pad|> \ud800"])) == 1

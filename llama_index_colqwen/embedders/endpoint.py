@@ -20,7 +20,13 @@ from tqdm.auto import tqdm
 from llama_index_colqwen.background import BackgroundLoop
 from llama_index_colqwen.embedders.base import EmbedderFingerprint
 from llama_index_colqwen.endpoint.client import EndpointClient, RefusedItemError
-from llama_index_colqwen.errors import InvalidOptionError, QueryError, UnreadableDocumentError
+from llama_index_colqwen.errors import (
+    ColQwenError,
+    EndpointError,
+    InvalidOptionError,
+    QueryError,
+    UnreadableDocumentError,
+)
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors
 from llama_index_colqwen.pipeline import gather, look_ahead
 
@@ -173,7 +179,7 @@ class EndpointEmbedder:
                     try:
                         vectors = await self._client.embed("image", images, self.batch_size, self.dim)
                     except RefusedItemError as refused:
-                        raise _page_error(refused, batch) from None
+                        raise self._page_error(refused, batch) from None
                 progress.update(len(batch))
                 return [vector if isinstance(vector, PageVectors) else PageVectors(vector) for vector in vectors]
 
@@ -188,7 +194,8 @@ class EndpointEmbedder:
                 try:
                     return await self._client.embed("text", batch, len(batch), self.dim)
                 except RefusedItemError as refused:
-                    raise QueryError(f"{self.url} refuses the query: {refused}") from None
+                    which = repr(batch[refused.index or 0][:40])
+                    raise QueryError(f"{self.url} refuses the query {which}: {refused}") from None
 
         # Half a letter is none, and no JSON.
         texts = [query.encode("utf-8", "replace").decode("utf-8") for query in queries]
@@ -209,6 +216,11 @@ class EndpointEmbedder:
             size += page_size
         if batch:
             yield batch
+
+    def _page_error(self, refused: RefusedItemError, batch: Sequence[Page]) -> ColQwenError:
+        if refused.index is None and len(batch) > 1:
+            return EndpointError(f"{self.url} refuses {len(batch)} pages at once: {refused} Lower batch_size.")
+        return _unreadable(batch[refused.index or 0], str(refused))
 
     def _slot(self) -> asyncio.Semaphore:
         if self._slots is None:
@@ -234,11 +246,6 @@ def _image_size(page: Page) -> int:
         return Path(page.image_path).stat().st_size if page.image_path else 0
     except OSError:
         return 0  # reading it will tell
-
-
-def _page_error(refused: RefusedItemError, batch: Sequence[Page]) -> UnreadableDocumentError:
-    position = 0 if refused.index is None or not 0 <= refused.index < len(batch) else refused.index
-    return _unreadable(batch[position], str(refused))
 
 
 def _unreadable(page: Page, why: str) -> UnreadableDocumentError:

@@ -44,10 +44,10 @@ class RefusedItemError(Exception):
         index: Which; None if it did not say.
     """
 
-    def __init__(self, message: str, index: object) -> None:
+    def __init__(self, message: str, index: int | None) -> None:
         """See the class."""
         super().__init__(message)
-        self.index = index if isinstance(index, int) else None
+        self.index = index
 
 
 class EndpointClient:
@@ -121,7 +121,7 @@ class EndpointClient:
             }
         )
         response = await self._request("POST", self.url, content=body)
-        answer = self._answer(response)
+        answer = self._answer(response, len(items))
         digest = response.headers.get(FINGERPRINT_HEADER)
         if self._digest and digest and digest != self._digest:
             raise EndpointError(
@@ -190,7 +190,7 @@ class EndpointClient:
             )
         return response
 
-    def _answer(self, response: httpx.Response) -> Mapping[str, Any]:
+    def _answer(self, response: httpx.Response, items: int) -> Mapping[str, Any]:
         try:
             answer = from_json(response.content)
         except ValueError:
@@ -199,7 +199,9 @@ class EndpointClient:
             return answer
         error = answer.get("error") if isinstance(answer, Mapping) else None
         if isinstance(error, Mapping) and error.get("type") in _FAULTS_OF_ITEMS:
-            raise RefusedItemError(str(error.get("message")), error.get("index"))
+            index = error.get("index")
+            known = isinstance(index, int) and 0 <= index < items
+            raise RefusedItemError(str(error.get("message")), index if known else None)
         raise self._refused(response, error)
 
     def _refused(self, response: httpx.Response, error: object = None) -> EndpointError:
