@@ -8,8 +8,8 @@
 The pages of examples/pdfs, drawn at 150 dpi a letter page, are repeated until there are enough. Models are built in
 place, with random weights, and nothing is downloaded: "tiny" has 200,000 parameters, "full" the sizes of Qwen2-VL-2B.
 `--pretend-ms 100` puts a stand-in into the model's place that leaves the CPU alone for so long a page, as a GPU does.
-First every stage alone, in one thread: CPU milliseconds a page, medians of five rounds over the same pages. Then, for
-each setting, in one run and in turns, medians of `--rounds`:
+First every stage alone, in one thread: CPU milliseconds a page, medians of `--stage-rounds` over the same pages. Then,
+for each setting, in one run and in turns, medians of `--rounds`:
 
 - "pipelined": `ColQwenIndex.from_documents`, from the PDF to pages in Milvus Lite, text layer and page images included;
 - "colpali-engine": the loop of its README: all pages drawn first, by pdfium too, then `DataLoader`, `process_images`,
@@ -50,7 +50,7 @@ from llama_index_colqwen.rendering import render_document
 from tests.checkpoints import build_checkpoint
 
 ROOT = Path(__file__).parents[1]
-STAGE_PAGES, STAGE_ROUNDS = 12, 5
+STAGE_PAGES = 12
 # Qwen2-VL-2B's, from its published configuration.
 FULL_TEXT = {
     "hidden_size": 1536,
@@ -153,18 +153,18 @@ def noise(random: np.random.Generator, tokens: int) -> MultiVector:
     return unit
 
 
-def cpu_ms(work: Callable[[], object], pages: int) -> float:
+def cpu_ms(work: Callable[[], object], pages: int, repeat: int) -> float:
     """Time work over pages: CPU milliseconds a page, the median of the rounds after the first."""
     work()
     rounds = []
-    for _ in range(STAGE_ROUNDS):
+    for _ in range(repeat):
         started = time.process_time()
         work()
         rounds.append((time.process_time() - started) * 1e3 / pages)
     return statistics.median(rounds)
 
 
-def time_stages(embedder: ColQwenEmbedder, work: Path, *, with_forward: bool) -> dict[str, float]:
+def time_stages(embedder: ColQwenEmbedder, work: Path, repeat: int, *, with_forward: bool) -> dict[str, float]:
     """Time every stage alone, in one thread."""
     stage_pdf = repeat_pages(STAGE_PAGES, work)
     reader = PDFPageReader(image_dir=work / "stages", ocr="never")
@@ -189,18 +189,20 @@ def time_stages(embedder: ColQwenEmbedder, work: Path, *, with_forward: bool) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     figures = {
-        "draw": cpu_ms(lambda: list(render_document(stage_pdf, "x.pdf", extract_text=False)), len(pages)),
-        "draw, read text, encode": cpu_ms(lambda: reader.load_data(stage_pdf), len(pages)),
-        "decode": cpu_ms(lambda: [page.open_image().convert("RGB") for page in pages], len(pages)),
-        "decode, preprocess": cpu_ms(lambda: [prepare_page(page, processor, family) for page in pages], len(pages)),
-        "pool (factor 3)": cpu_ms(lambda: [pool_tokens(some, 3) for some in vectors], len(pages)),
-        "store": cpu_ms(store, len(pages)) - cpu_ms(open_only, len(pages)),
+        "draw": cpu_ms(lambda: list(render_document(stage_pdf, "x.pdf", extract_text=False)), len(pages), repeat),
+        "draw, read text, encode": cpu_ms(lambda: reader.load_data(stage_pdf), len(pages), repeat),
+        "decode": cpu_ms(lambda: [page.open_image().convert("RGB") for page in pages], len(pages), repeat),
+        "decode, preprocess": cpu_ms(
+            lambda: [prepare_page(page, processor, family) for page in pages], len(pages), repeat
+        ),
+        "pool (factor 3)": cpu_ms(lambda: [pool_tokens(some, 3) for some in vectors], len(pages), repeat),
+        "store": cpu_ms(store, len(pages), repeat) - cpu_ms(open_only, len(pages), repeat),
     }
     if with_forward:
         model, pad = model_of(embedder), processor.tokenizer.pad_token_id
         batches = [collate([page.inputs], pad) for page in prepared]
         with torch.inference_mode():
-            figures["forward"] = cpu_ms(lambda: [model(**batch) for batch in batches], len(pages))
+            figures["forward"] = cpu_ms(lambda: [model(**batch) for batch in batches], len(pages), repeat)
     torch.set_num_threads(threads)
     return figures
 
@@ -295,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny", help="tiny, full, or a checkpoint's folder")
     parser.add_argument("--pages", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stage-rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[4])
     parser.add_argument("--dtype", nargs="+", default=["auto"])
     parser.add_argument("--attention", nargs="+", default=["sdpa"])
@@ -318,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             embedder = ColQwenEmbedder(checkpoint, options.device, dtype, attn_implementation=attention)
             if "stages" not in results:
                 results["device"] = embedder.devices[0]
-                results["stages"] = time_stages(embedder, work, with_forward=options.model == "tiny")
+                results["stages"] = time_stages(
+                    embedder, work, options.stage_rounds, with_forward=options.model == "tiny"
+                )
                 show("CPU ms a page, one thread", [results["stages"]])
             if options.pretend_ms:
                 replica = embedder._replicas.get()

@@ -108,7 +108,7 @@ def test_pages_stream_with_a_bounded_number_under_way(url: str, local: ColQwenEm
 
     def reading() -> Iterator[Page]:
         nonlocal taken
-        for number in range(40):
+        for number in range(20):
             taken += 1
             yield replace(pages[number % len(pages)], page_id=str(number))
 
@@ -117,7 +117,7 @@ def test_pages_stream_with_a_bounded_number_under_way(url: str, local: ColQwenEm
         first, vectors = next(iter(stream))
         assert (first.page_id, taken) == ("0", 5)  # a first page, and two requests of two
         assert near([vectors], local.embed_pages(pages[:1]))
-        assert [page.page_id for page, _ in stream] == [str(number) for number in range(1, 40)]
+        assert [page.page_id for page, _ in stream] == [str(number) for number in range(1, 20)]
 
 
 def test_progress_is_shown_when_asked(
@@ -139,7 +139,7 @@ def test_64_clients_of_20_requests_each_get_their_own_vectors(local: ColQwenEmbe
         asked = 0
         remote = EndpointEmbedder(url, fingerprint=local.fingerprint, max_retries=20)
         for turn in range(20):
-            if (number + turn) % 16 == 0:
+            if (number + turn) % 64 == 0:
                 (vectors,) = await remote.aembed_pages([image])
                 assert near([vectors], [expected_page])
             else:

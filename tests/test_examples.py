@@ -111,7 +111,7 @@ def test_quality_measures_count_by_hand() -> None:
 def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]
-    assert main(["--pages", "5", "--rounds", "1", "--batch", "1", "2", "--pretend-ms", "5"]) == 0
+    assert main(["--pages", "5", "--rounds", "1", "--stage-rounds", "2", "--batch", "1", "2", "--pretend-ms", "5"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert all(milliseconds > 0 for milliseconds in line["stages"].values())
     assert [run["batch"] for run in line["runs"]] == [1, 2]
