@@ -524,7 +524,7 @@ def test_serve_command_says_what_is_wrong(
 # ---- fuzzing, and the example
 
 
-def test_schemathesis_finds_no_server_error(url: str, embedder: Gated) -> None:
+def test_schemathesis_finds_no_server_error(url: str, embedder: Gated, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [
@@ -535,7 +535,8 @@ def test_schemathesis_finds_no_server_error(url: str, embedder: Gated) -> None:
         f"{checks},negative_data_rejection,unsupported_method",
     ]
     command += ["--max-examples", "50", "--seed", "1", "--generation-database", "none"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    # It leaves what it found in a folder of where it is run.
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert is_well(url, embedder)
 

@@ -168,7 +168,7 @@ class EndpointEmbedder:
         """Close the connections."""
         self.close()
 
-    # ---- what runs on the worker's loop
+    # ---- what runs on the background loop
 
     async def _embed_pages(self, pages: Sequence[Page], show_progress: bool) -> list[MultiVector]:
         with tqdm(total=len(pages), desc="Embedding pages", unit="page", disable=not show_progress) as progress:

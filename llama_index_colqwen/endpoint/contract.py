@@ -23,7 +23,6 @@ from llama_index_colqwen.maxsim import maxsim_scores
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid
 
 __all__ = [
-    "DEFAULT_BATCH_SIZE",
     "FINGERPRINT_HEADER",
     "EmbeddingRequest",
     "Encoding",
@@ -40,7 +39,7 @@ __all__ = [
 FINGERPRINT_HEADER = "colqwen-fingerprint"
 """The service's answers carry `fingerprint_digest` of its model."""
 
-DEFAULT_BATCH_SIZE = 4
+_DEFAULT_BATCH_SIZE = 4
 _MAX_BATCH_SIZE = 1024
 
 Encoding: TypeAlias = Literal["float", "base64-float16"]
@@ -103,7 +102,7 @@ class _Fields(BaseModel):
     image: list[str] = Field([], description=f"Page images in base64, or as data URLs; {_READ}.")
     text: list[str] = Field([], description="Queries.")
     batch_size: int = Field(
-        DEFAULT_BATCH_SIZE,
+        _DEFAULT_BATCH_SIZE,
         ge=1,
         le=_MAX_BATCH_SIZE,
         description="Items a forward pass of the bare handler. The service batches all clients' items at its own size.",
