@@ -53,7 +53,7 @@ class PatchGrid:
     start: int = 0
 
 
-class PageVectors(npt.NDArray[np.float32]):
+class PageVectors(np.ndarray[Any, np.dtype[np.float32]]):
     """A page's multi-vector that knows its patch grid; an array like any other.
 
     Arrays computed from it (slices, sums, copies) are no page's vectors any more: their `patch_grid` is None.
