@@ -43,10 +43,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_colqwen import ColQwenEmbedder, ColQwenIndex, MilvusPageStore, MultiVector, PDFPageReader
-from llama_index_colqwen.embedders.preprocessing import collate, prepare_page
+from llama_index_colqwen.embedders.colqwen.preprocessing import collate, prepare_page
+from llama_index_colqwen.late_interaction.pooling import pool_tokens
 from llama_index_colqwen.nodes import page_from_node
-from llama_index_colqwen.pooling import pool_tokens
-from llama_index_colqwen.rendering import render_document
+from llama_index_colqwen.reading.rendering import render_document
 from tests.checkpoints import build_checkpoint
 
 ROOT = Path(__file__).parents[1]

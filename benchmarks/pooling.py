@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_colqwen import MultiVector
-from llama_index_colqwen.maxsim import maxsim_scores
-from llama_index_colqwen.pooling import pool_tokens
+from llama_index_colqwen.late_interaction.maxsim import maxsim_scores
+from llama_index_colqwen.late_interaction.pooling import pool_tokens
 
 DIM = 128
 TOPICS, TOPICS_A_PAGE = 400, 14

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_colqwen import ColQwenIndex, MultiVectorEmbedder, PDFPageReader, resolve_embedder
-from llama_index_colqwen.maxsim import rank
+from llama_index_colqwen.late_interaction.maxsim import rank
 
 MEASURES = {"hit@1": Success @ 1, "hit@5": Success @ 5, "ndcg@5": nDCG @ 5}
 RESAMPLES = 10_000

@@ -102,8 +102,8 @@ def make_embedder(options: argparse.Namespace) -> ColQwenEmbedder:
 
 def serve(options: argparse.Namespace) -> None:
     """Be one of the services, on a socket that was opened by the benchmark."""
-    from llama_index_colqwen.endpoint.app import Batching, create_app
-    from llama_index_colqwen.endpoint.server import make_server
+    from llama_index_colqwen.serving.app import Batching, create_app
+    from llama_index_colqwen.serving.server import make_server
 
     batching = Batching() if options.serve == "on" else Batching(max_texts=1, max_pages=1, patience=0)
     make_server(create_app(make_embedder(options), batching=batching)).run(sockets=[socket.socket(fileno=options.fd)])

@@ -3,13 +3,11 @@
 Importing this package loads neither torch nor pymilvus.
 """
 
-from llama_index_colqwen.ann import IgnoredParameterWarning
-from llama_index_colqwen.embedders.base import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
-from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
-from llama_index_colqwen.embedders.endpoint import EndpointEmbedder
+from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+from llama_index_colqwen.embedders.protocol import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
+from llama_index_colqwen.embedders.remote.embedder import EndpointEmbedder
 from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
-from llama_index_colqwen.endpoint import EndpointHandler
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
     ColQwenError,
@@ -35,10 +33,12 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.index import ColQwenIndex, IndexingReport
 from llama_index_colqwen.nodes import word_boxes
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid, WordBox
-from llama_index_colqwen.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
 from llama_index_colqwen.retriever import ColQwenRetriever
-from llama_index_colqwen.schema import AnnIndex
-from llama_index_colqwen.store import MilvusPageStore
+from llama_index_colqwen.serving import EndpointHandler
+from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
+from llama_index_colqwen.store.page_store import MilvusPageStore
+from llama_index_colqwen.store.schema import AnnIndex
 
 __version__ = "0.1.0"
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.schema import BaseNode
 
-from llama_index_colqwen.codec import VectorDtype
-from llama_index_colqwen.embedders.base import (
+from llama_index_colqwen.embedders.protocol import (
     EmbedderFingerprint,
     MultiVectorEmbedder,
     recommended_candidate_vectors,
     resolve_embedder,
 )
 from llama_index_colqwen.indexing import IndexingReport, index_documents
+from llama_index_colqwen.late_interaction.multivectors import VectorDtype
 from llama_index_colqwen.retriever import ColQwenRetriever
-from llama_index_colqwen.store import MilvusPageStore
+from llama_index_colqwen.store.page_store import MilvusPageStore
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine

@@ -20,7 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llama_index_colqwen.codec import EncodedVectors
+    from llama_index_colqwen.late_interaction.multivectors import EncodedVectors
 
 __all__ = [
     "Candidate",

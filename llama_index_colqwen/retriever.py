@@ -16,17 +16,17 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 
-from llama_index_colqwen.embedders.base import (
+from llama_index_colqwen.embedders.protocol import (
     MultiVectorEmbedder,
     recommended_candidate_vectors,
     resolve_embedder,
 )
 from llama_index_colqwen.errors import InvalidOptionError, QueryError
-from llama_index_colqwen.filters import page_filter
-from llama_index_colqwen.maxsim import rank
+from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.nodes import node_from_page
 from llama_index_colqwen.pages import MultiVector
-from llama_index_colqwen.store import MilvusPageStore
+from llama_index_colqwen.store.filters import page_filter
+from llama_index_colqwen.store.page_store import MilvusPageStore
 
 __all__ = ["ColQwenRetriever", "Score"]
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
-from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
-from llama_index_colqwen.endpoint.app import Batching, create_app
-from llama_index_colqwen.endpoint.contract import Limits
-from llama_index_colqwen.endpoint.server import bind, make_server
+from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
+from llama_index_colqwen.embedders.remote.contract import Limits
+from llama_index_colqwen.serving.app import Batching, create_app
+from llama_index_colqwen.serving.server import bind, make_server
 
 Json: TypeAlias = Any
 """What JSON may be; tests know what it is."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from llama_index_colqwen import ColQwenEmbedder, ocr
+from llama_index_colqwen import ColQwenEmbedder
+from llama_index_colqwen.reading import ocr
 from tests.checkpoints import keep_in_cache
 from tests.test_retriever import SeeingLLM
 

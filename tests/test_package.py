@@ -66,7 +66,7 @@ def test_missing_dependency_error_survives_a_worker_process() -> None:
 def test_doctests_hold() -> None:
     import doctest
 
-    module = importlib.import_module("llama_index_colqwen.maxsim")
+    module = importlib.import_module("llama_index_colqwen.late_interaction.maxsim")
     result = doctest.testmod(module, extraglobs={"np": importlib.import_module("numpy")})
     assert (result.attempted, result.failed) == (1, 0)
 

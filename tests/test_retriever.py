@@ -27,7 +27,7 @@ from llama_index_colqwen import (
     MultiVector,
     QueryError,
 )
-from llama_index_colqwen.maxsim import maxsim
+from llama_index_colqwen.late_interaction.maxsim import maxsim
 from tests.fakes import TableEmbedder, unit_rows
 from tests.test_index import make_document
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_index_colqwen.embedders.base import EmbedderFingerprint
+from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import InvalidOptionError, ModelError, ModelNotFoundError
 
 __all__ = ["Checkpoint", "locate", "one_line"]

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from llama_index_colqwen.embedders.base import EmbedderFingerprint
+from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import InvalidOptionError, QueryError
 from llama_index_colqwen.pages import MultiVector, Page
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_index_colqwen.embedders.base import EmbedderFingerprint
+from llama_index_colqwen.embedders.colqwen.preprocessing import page_image
 from llama_index_colqwen.embedders.devices import Dtype, choose_devices, choose_dtype, dtype_name, require_torch
 from llama_index_colqwen.embedders.hub import Checkpoint, locate, one_line
-from llama_index_colqwen.embedders.preprocessing import page_image
+from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import (
     IncompleteWeightsError,
     InvalidOptionError,
@@ -24,8 +24,8 @@ from llama_index_colqwen.errors import (
     ModelError,
     QueryError,
 )
+from llama_index_colqwen.late_interaction.pooling import pool_tokens
 from llama_index_colqwen.pages import MultiVector, Page, PageVectors
-from llama_index_colqwen.pooling import pool_tokens
 
 if TYPE_CHECKING:
     import torch

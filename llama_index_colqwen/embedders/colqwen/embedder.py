@@ -1,0 +1,439 @@
+"""Page images and queries -> multi-vectors, by ColQwen2 and its family (colpali-engine).
+
+Knows nothing of files, Milvus or LlamaIndex; `checkpoints` knows where models come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from llama_index_colqwen.concurrency import gather, look_ahead
+from llama_index_colqwen.embedders.colqwen.checkpoints import import_colpali_engine, load_model
+from llama_index_colqwen.embedders.colqwen.preprocessing import (
+    DEFAULT_VISUAL_TOKENS,
+    PreparedPage,
+    cap_visual_tokens,
+    collate,
+    image_area,
+    prepare_page,
+)
+from llama_index_colqwen.embedders.devices import (
+    Dtype,
+    Replica,
+    choose_devices,
+    choose_dtype,
+    dtype_name,
+    empty_cache,
+    is_out_of_memory,
+    place,
+)
+from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
+from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError
+from llama_index_colqwen.late_interaction.pooling import pool_tokens
+from llama_index_colqwen.pages import MultiVector, Page, PageVectors
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ColQwenEmbedder"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_QUERY_TOKENS = 512
+_QUERY_BATCH = 32
+_MAX_WORKERS = 8
+
+_Key = TypeVar("_Key")
+
+
+class ColQwenEmbedder:
+    """Embed pages as pictures, with ColQwen2 or any model of colpali-engine's.
+
+    ColQwen2, ColQwen2.5, ColPali, ColSmol (ColIdefics3), ColModernVBert, ColQwen3, ColQwen3.5: full checkpoints and
+    LoRA adapters, from the hub (`HF_HUB_OFFLINE=1` for the local cache alone) or from a folder. Code of a checkpoint is
+    never run, and only `.safetensors` are read. Weights that are missing or untrained are an error, never a warning.
+
+    Safe for many threads. Vectors do not depend on the batch or the other pages in it.
+
+    Args:
+        model_name: A hub id or a folder.
+        device: "cuda", "cuda:1", "mps", "cpu", or a list of devices, which then share the pages; by default the first
+            GPU, else MPS, else the CPU.
+        dtype: "auto" is bfloat16 where the device computes in it, else float16; float32 on the CPU.
+        batch_size: Pages a forward pass; it halves itself when the device's memory does not suffice, and goes on.
+        max_visual_tokens: Page images are scaled down, their aspect ratio kept, to at most this many visual tokens,
+            and so a page has that many vectors. Models that scale pages to a square or cut them into tiles (ColPali,
+            ColSmol, ColModernVBert) have their own number.
+        query_prefix: What is put before a query; "auto" is what the model's family was trained with: "Query: " for
+            ColQwen2, ColQwen2.5, ColPali and ColSmol, else nothing.
+        pool_factor: Keep a page's vectors divided by this, by clustering (see `pooling`); 1 keeps all. Pages then have
+            no patch grid.
+        revision: A branch, tag or commit on the hub.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; by default transformers chooses.
+        allow_untrained: Admit a base to train from, such as `vidore/colqwen2-base`; a projection that it lacks is drawn
+            from a fixed seed.
+
+    Raises:
+        MissingDependencyError: If the extra `[colqwen]` is not installed, or torch and torchvision do not fit.
+        ModelNotFoundError: If there is no such model here or on the hub, or the hub cannot be reached.
+        IncompleteWeightsError: If weights are missing, left over, unreadable or untrained.
+        DeviceMemoryError: If the model does not fit the device.
+        ModelError: If the model cannot be loaded for another reason.
+        InvalidOptionError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model_name: str | Path = "vidore/colqwen2-v1.0",
+        device: str | Sequence[str] | None = None,
+        dtype: Dtype = "auto",
+        batch_size: int = 4,
+        max_visual_tokens: int = DEFAULT_VISUAL_TOKENS,
+        query_prefix: str = "auto",
+        pool_factor: int = 1,
+        *,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        allow_untrained: bool = False,
+    ) -> None:
+        """Load the model; see the class for the arguments."""
+        if batch_size < 1:
+            raise InvalidOptionError(f"batch_size is 1 or more; got {batch_size}.")
+        if pool_factor < 1:
+            raise InvalidOptionError(f"pool_factor is 1 or more; got {pool_factor}.")
+        import_colpali_engine()
+        self.model_name = str(model_name)
+        self.devices = choose_devices(device)
+        self.dtype = choose_dtype(dtype, self.devices[0])
+        loaded = load_model(
+            self.model_name,
+            revision,
+            dtype=self.dtype,
+            attn_implementation=attn_implementation,
+            allow_untrained=allow_untrained,
+        )
+        self.batch_size = batch_size
+        self.query_prefix = loaded.family.query_prefix if query_prefix == "auto" else query_prefix
+        self.pool_factor = pool_factor
+        self.dim = loaded.dim
+        self.max_visual_tokens = cap_visual_tokens(loaded.processor, loaded.family, max_visual_tokens, self.model_name)
+        self.fingerprint = loaded.checkpoint.fingerprint(
+            loaded.family.model,
+            loaded.revision,
+            loaded.dim,
+            {
+                "library": "colpali-engine",
+                "query_prefix": self.query_prefix,
+                "max_visual_tokens": self.max_visual_tokens,
+                "pool_factor": pool_factor,
+                "allow_untrained": allow_untrained,
+            },
+        )
+        """The model, its weights, and the options that change vectors: neither device nor dtype nor batch size."""
+        self._family = loaded.family
+        self._processor = loaded.processor
+        self._processor_lock = threading.Lock()
+        self._workers_lock = threading.Lock()
+        self._of_thread = threading.local()
+        self._replicas: queue.SimpleQueue[Replica] = queue.SimpleQueue()
+        for replica in place(loaded.model, self.devices, self.model_name):
+            self._replicas.put(replica)
+
+    @classmethod
+    def from_fingerprint(cls, fingerprint: EmbedderFingerprint) -> ColQwenEmbedder:
+        """Load the embedder that a fingerprint describes, at the same revision.
+
+        Raises:
+            ModelNotFoundError: If the model is not where it was.
+        """
+        options: dict[str, Any] = {
+            name: fingerprint.options[name]
+            for name in ("query_prefix", "max_visual_tokens", "pool_factor", "allow_untrained")
+            if fingerprint.options.get(name) is not None
+        }
+        if fingerprint.location:
+            return cls(fingerprint.location, **options)
+        return cls(fingerprint.model, revision=fingerprint.revision, **options)
+
+    # ---- pages
+
+    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
+        """Embed page images.
+
+        Returns:
+            For each page `PageVectors`: float32, shape (num_tokens, dim), unit rows, no padding, with the patch grid
+            (None where tokens are pooled). Rows are in colpali-engine's order, but that the patches of models that cut
+            pages into tiles are put line by line.
+
+        Raises:
+            UnreadableDocumentError: If a page's image is gone or cannot be decoded.
+            DeviceMemoryError: If a single page does not fit the device.
+            ModelError: If the model computes vectors that are not finite.
+        """
+        # Pages of similar size together: the fewer tokens of padding, the less is computed for nothing.
+        order = sorted(range(len(pages)), key=lambda position: image_area(pages[position]))
+        vectors = dict(self._stream((position, pages[position]) for position in order))
+        return [vectors[position] for position in range(len(pages))]
+
+    def stream_pages(self, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:
+        """Embed pages as they come: images are decoded and preprocessed ahead, while the model computes.
+
+        Memory is bounded by a few batches. Pages of similar size are batched together, so the order is not kept.
+
+        Yields:
+            Each page with its vectors, as `embed_pages` gives them.
+        """
+        return self._stream((page, page) for page in self._by_size(pages))
+
+    def prepare_page(self, page: Page) -> Future[PreparedPage]:
+        """Decode and preprocess a page's image in a worker thread: what `embed_prepared` takes.
+
+        For callers that make batches of their own, such as a service. A prepared page holds up to 15 MB.
+
+        Returns:
+            A future that raises UnreadableDocumentError if the image is gone or cannot be decoded.
+        """
+        return self._workers.submit(self._prepare, page)
+
+    def embed_prepared(self, prepared: Sequence[PreparedPage]) -> list[MultiVector]:
+        """Run prepared pages through the model, as one batch unless there are more than `batch_size`.
+
+        Returns:
+            What `embed_pages` does.
+
+        Raises:
+            DeviceMemoryError: If a single page does not fit the device.
+            ModelError: If the model computes vectors that are not finite.
+        """
+        return [self._finish(page, rows) for page, rows in zip(prepared, self._forward_split(prepared), strict=True)]
+
+    def _by_size(self, pages: Iterable[Page]) -> Iterator[Page]:
+        for window in gather(pages, 4 * self.batch_size, first=self.batch_size):
+            yield from sorted(window, key=image_area)
+
+    def _stream(self, pages: Iterable[tuple[_Key, Page]]) -> Iterator[tuple[_Key, MultiVector]]:
+        if self.pool_factor == 1:
+            for batch in self._compute(pages):
+                yield from ((key, self._finish(page, vectors)) for key, page, vectors in batch)
+            return
+        # The tokens of one batch are pooled while the model has the next.
+        with _stopped_at_exit(ThreadPoolExecutor(self._num_workers, "colqwen-pool")) as pool:
+            finishing = (
+                [(key, pool.submit(self._finish, page, vectors)) for key, page, vectors in batch]
+                for batch in self._compute(pages)
+            )
+            for finished in look_ahead(finishing, 1):
+                yield from ((key, vectors.result()) for key, vectors in finished)
+
+    def _compute(self, pages: Iterable[tuple[_Key, Page]]) -> Iterator[list[tuple[_Key, PreparedPage, MultiVector]]]:
+        """Prepare ahead in worker threads; run the model here, or for several devices in a thread for each."""
+        devices = len(self.devices)
+        # What is in work: a batch or more for every device, and as many as keep all workers busy.
+        ahead = devices + -(-self._num_workers // self.batch_size)
+        preparing = (
+            [(key, self.prepare_page(page)) for key, page in batch] for batch in gather(pages, self.batch_size)
+        )
+        batches = look_ahead(preparing, ahead)
+        if devices == 1:
+            yield from map(self._embed, batches)
+            return
+        with _stopped_at_exit(ThreadPoolExecutor(devices, "colqwen-forward")) as forward:
+            for computing in look_ahead((forward.submit(self._embed, batch) for batch in batches), devices):
+                yield computing.result()
+
+    def _embed(
+        self, batch: Sequence[tuple[_Key, Future[PreparedPage]]]
+    ) -> list[tuple[_Key, PreparedPage, MultiVector]]:
+        prepared = [future.result() for _, future in batch]
+        keys = [key for key, _ in batch]
+        return list(zip(keys, prepared, self._forward_split(prepared), strict=True))
+
+    @cached_property
+    def _num_workers(self) -> int:
+        return min(_MAX_WORKERS, os.cpu_count() or 1)
+
+    @property
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._workers_lock:
+            return self._started_workers
+
+    @cached_property
+    def _started_workers(self) -> ThreadPoolExecutor:
+        """Start threads in which torch computes by itself: the parallelism is over pages."""
+        import torch
+
+        threads, started = torch.get_num_threads(), threading.Barrier(self._num_workers + 1)
+
+        def start() -> None:
+            torch.set_num_threads(1)
+            started.wait()
+
+        pool = ThreadPoolExecutor(self._num_workers, "colqwen-prepare", start)
+        for _ in range(self._num_workers):
+            pool.submit(int)
+        started.wait()
+        # A thread's setting is its own, but also what threads that are made later begin with.
+        torch.set_num_threads(threads)
+        return pool
+
+    def _prepare(self, page: Page) -> PreparedPage:
+        """Decode and preprocess one page, in a worker thread."""
+        prepared = prepare_page(page, self._thread_processor(), self._family)
+        return replace(prepared, inputs={name: self._ready(tensor) for name, tensor in prepared.inputs.items()})
+
+    def _ready(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Make what a device takes fastest: in its dtype and, for a GPU, in pinned memory, which it reads itself."""
+        if tensor.is_floating_point():
+            tensor = tensor.to(self.dtype)
+        return tensor.pin_memory() if self.devices[0].startswith("cuda") else tensor
+
+    def _thread_processor(self) -> Any:  # noqa: ANN401 - an optional package's type
+        """Return this thread's copy of the processor: tokenizers are not thread-safe."""
+        if not hasattr(self._of_thread, "processor"):
+            with self._processor_lock:
+                self._of_thread.processor = deepcopy(self._processor)
+        return self._of_thread.processor
+
+    # ---- queries
+
+    def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
+        """Embed queries: float32, shape (num_tokens, dim), unit rows, no padding; with the model's suffix tokens.
+
+        What looks like one of the model's special tokens in a query is read as text. Of a query of more than 512 tokens
+        the beginning is used, with a warning.
+
+        Raises:
+            QueryError: If a query is blank.
+            ModelError: If the model computes vectors that are not finite.
+        """
+        texts = []
+        for query in queries:
+            with self._processor_lock:
+                texts.append(self.query_prefix + self._sanitise(query))
+        vectors: list[MultiVector] = []
+        for start in range(0, len(texts), _QUERY_BATCH):
+            with self._processor_lock:
+                inputs = dict(self._processor.process_queries(texts[start : start + _QUERY_BATCH]))
+            if self._family.layout == "square":
+                # Without them PaliGemma attends both ways in a query alone, and one way in a padded batch.
+                inputs["token_type_ids"] = inputs["input_ids"].new_zeros(inputs["input_ids"].shape)
+            vectors.extend(self._forward(inputs))
+        return vectors
+
+    def _sanitise(self, query: str) -> str:
+        if not isinstance(query, str) or not query.strip():
+            raise QueryError("The query is empty.")
+        tokenizer = self._processor.tokenizer
+        query = query.encode("utf-8", "replace").decode("utf-8")  # half a letter is none
+        for special in self._special_tokens:
+            # A space within, and it is a special token no more.
+            query = query.replace(special, f"{special[0]} {special[1:]}")
+        offsets = tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) > _MAX_QUERY_TOKENS:
+            warnings.warn(
+                f"The query has {len(offsets)} tokens; the first {_MAX_QUERY_TOKENS} are used.",
+                UserWarning,
+                stacklevel=3,
+            )
+            query = query[: offsets[_MAX_QUERY_TOKENS - 1][1]]
+        return query
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        tokens = {str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special}
+        return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+
+    # ---- the model
+
+    def _forward_split(self, prepared: Sequence[PreparedPage]) -> list[MultiVector]:
+        """Run pages through the model, in as many parts as the device's memory asks for."""
+        if len(prepared) > self.batch_size:
+            middle = len(prepared) // 2
+            return self._forward_split(prepared[:middle]) + self._forward_split(prepared[middle:])
+        try:
+            return self._forward([page.inputs for page in prepared])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(prepared) == 1:
+                raise DeviceMemoryError(
+                    f"A page of {prepared[0].num_tokens} tokens does not fit the memory of {self.devices[0]} beside "
+                    f"{self.model_name} in {dtype_name(self.dtype)}: lower max_visual_tokens, take a smaller dtype or "
+                    "model, or a device with more memory."
+                ) from error
+        # Out of the handler: the error's traceback holds the tensors that filled the memory.
+        self.batch_size = max(1, len(prepared) // 2)
+        _log.warning(
+            "A batch of %d pages does not fit %s; going on with %d.", len(prepared), self.devices[0], self.batch_size
+        )
+        empty_cache(self.devices)
+        return self._forward_split(prepared)
+
+    def _finish(self, page: PreparedPage, vectors: MultiVector) -> MultiVector:
+        if self.pool_factor > 1:
+            return PageVectors(pool_tokens(vectors, self.pool_factor))
+        return PageVectors(vectors if page.order is None else vectors[page.order], page.patch_grid)
+
+    def _forward(self, inputs: Mapping[str, torch.Tensor] | Sequence[Mapping[str, torch.Tensor]]) -> list[MultiVector]:
+        """Run a batch, or pages yet to be batched, on a free device; strip padding, and normalise."""
+        import torch
+
+        replica = self._replicas.get()
+        try:
+            with torch.inference_mode(), _current(replica.device):
+                if isinstance(inputs, Mapping):
+                    batch: dict[str, Any] = _send(inputs, replica.device)
+                else:
+                    batch = collate(
+                        [_send(page, replica.device) for page in inputs], self._processor.tokenizer.pad_token_id
+                    )
+                mask = batch["attention_mask"].bool()
+                output = replica.model(**batch).float()
+                output = output / output.norm(dim=-1, keepdim=True)  # bfloat16 rows are of length 0.997 to 1.003
+                rows, kept = output.cpu().numpy(), mask.cpu().numpy()
+        finally:
+            self._replicas.put(replica)
+        multi_vectors = [
+            np.ascontiguousarray(page_rows[page_kept]) for page_rows, page_kept in zip(rows, kept, strict=True)
+        ]
+        if not all(np.isfinite(vectors).all() for vectors in multi_vectors):
+            raise ModelError(
+                f"{self.model_name} in {dtype_name(self.dtype)} computed vectors that are not finite: take "
+                "dtype='float32', or 'bfloat16' on a GPU that computes in it."
+            )
+        return multi_vectors
+
+
+def _current(device: str) -> AbstractContextManager[None]:
+    """Make a GPU the one that kernels run on which are not told another."""
+    import torch
+
+    on_gpu: AbstractContextManager[None] = torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
+    return on_gpu
+
+
+def _send(inputs: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+@contextmanager
+def _stopped_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Drop what has not begun when the block is left, as by an interruption."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

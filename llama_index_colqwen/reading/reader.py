@@ -1,0 +1,408 @@
+"""Files -> one LlamaIndex `Document` per page, with its image, text and word boxes.
+
+Knows nothing of embedders or Milvus.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from llama_index.core.bridge.pydantic import Field, field_validator
+from llama_index.core.readers.base import BasePydanticReader
+from llama_index.core.schema import Document, ImageDocument, MediaResource
+from tqdm.auto import tqdm
+
+from llama_index_colqwen.concurrency import look_ahead
+from llama_index_colqwen.errors import DocumentError, DocumentNotFoundError, InvalidOptionError, MissingDependencyError
+from llama_index_colqwen.images import image_sha256, write_atomically, write_page_image
+from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
+from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
+from llama_index_colqwen.reading import ocr
+from llama_index_colqwen.reading.rendering import (
+    DEFAULT_MAX_PIXELS,
+    SUPPORTED_SUFFIXES,
+    Renderer,
+    encode_image,
+    render_document,
+    split_pages,
+)
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+__all__ = ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
+
+Source: TypeAlias = str | PurePath | bytes
+"""A path of a file or folder, or a file's bytes."""
+
+_AnyPath = TypeVar("_AnyPath", bound=PurePath)
+
+_Part: TypeAlias = Callable[[], Iterable[tuple[Document, bool]]]
+"""Reads pages; with each, whether it lacks text that OCR would have found."""
+
+_Read: TypeAlias = tuple[list[tuple[Document, bool]], DocumentError | None]
+"""What a worker process read, and what ended it before its end."""
+
+_PART_PAGES = 8  # read by a worker process at a time
+
+# A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
+_MIN_TEXT_CHARACTERS = 20
+
+
+class MissingTextWarning(UserWarning):
+    """Pages without a text layer were read without OCR: their text is empty."""
+
+
+class SkippedDocumentWarning(UserWarning):
+    """Documents could not be read, wholly or in part, and were left out."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that was found: where it is, what it is called, how to get its bytes, and its sha256 if that is known."""
+
+    name: str
+    path: str | None
+    source: Path | bytes | None
+    fs: AbstractFileSystem | None = None
+    document_id: str = ""
+
+    def load(self) -> Path | bytes:
+        if self.source is not None:
+            return self.source
+        data: bytes = self.fs.cat_file(self.path)  # type: ignore[union-attr]
+        return data
+
+
+class PDFPageReader(BasePydanticReader):
+    """Read PDFs and images as pages: a `Document` each, ready for `ColQwenIndex`, with an id that never changes.
+
+    PDF, PNG, JPEG, WebP and (multi-page) TIFF. Also `SimpleDirectoryReader(file_extractor={".pdf": PDFPageReader()})`.
+
+    Every document has the page's text (text layer, or OCR), its image (`image_path` with `image_dir`, else inline as
+    base64 JPEG), and this metadata: `file_name` and `page_label`, which a language model sees, and, hidden from it,
+    `file_path`, `page_number` (1-based), `document_id`, `page_sha256` (of the image), `text_source` ("text-layer",
+    "ocr" or "none") and `word_boxes` (see `pages.unpack_boxes`).
+
+    Attributes:
+        image_dir: Where page images are written, once: a second reading writes nothing. What OCR read is kept there
+            too, and nothing there is read as a document. None keeps images inline.
+        renderer: "pdfium", or "poppler" (extra `[poppler]` and poppler's programs; 2-4 times slower).
+        max_pixels: A page is drawn to about this many pixels: by default 150 dpi for a letter page, fewer dpi for a
+            poster.
+        extract_text: Whether to read text and word boxes at all.
+        ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1.6 s a page) and says once
+            which pages it could not read otherwise; "always" reads every page; "never" none.
+        password: Opens encrypted PDFs.
+        on_error: "raise", or "skip" to leave unreadable files out and say so in one `SkippedDocumentWarning`.
+        num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
+            40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; they take seconds to
+            start. Order and errors stay the same.
+    """
+
+    image_dir: str | Path | None = None
+    renderer: Renderer = "pdfium"
+    max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1)
+    extract_text: bool = True
+    ocr: Literal["auto", "always", "never"] = "auto"
+    password: str | None = Field(default=None, repr=False, exclude=True)
+    on_error: Literal["raise", "skip"] = "raise"
+    num_workers: int = Field(default=1, ge=1)
+
+    model_config = {"extra": "forbid"}
+
+    @field_validator("image_dir", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, PurePath) else value
+
+    @field_validator("ocr")
+    @classmethod
+    def _ocr_is_installed(cls, value: str) -> str:
+        if value == "always" and not ocr.is_available():
+            raise MissingDependencyError("ocr='always' needs OCR", "ocr")
+        return value
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex serialises this reader under."""
+        return "PDFPageReader"
+
+    def load_data(
+        self,
+        source: Source | Sequence[Source],
+        extra_info: dict[str, Any] | None = None,
+        fs: AbstractFileSystem | None = None,
+        show_progress: bool = False,
+    ) -> list[Document]:
+        """Read all pages; see `lazy_load_data`, which takes the same arguments."""
+        return list(self.lazy_load_data(source, extra_info, fs, show_progress))
+
+    def lazy_load_data(
+        self,
+        source: Source | Sequence[Source],
+        extra_info: dict[str, Any] | None = None,
+        fs: AbstractFileSystem | None = None,
+        show_progress: bool = False,
+    ) -> Generator[Document, None, None]:
+        """Read pages one at a time, in bounded memory; closing the generator closes the file it is at.
+
+        Args:
+            source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
+            extra_info: Metadata for every page. `file_name` and `file_path` name what is given as bytes.
+            fs: An fsspec file system that the paths are on.
+            show_progress: Whether to show a progress bar.
+
+        Raises:
+            DocumentNotFoundError: If a path does not exist, or a folder has nothing that is read.
+            UnsupportedDocumentError: If a file given by name is of a type that is not read.
+            EncryptedDocumentError: If a password is missing or wrong.
+            UnreadableDocumentError: If a file is truncated, corrupt, or has no pages.
+            MissingDependencyError: If an option needs an extra that is not installed.
+        """
+        # The paths are looked up now and not at the first page, so that a typing error is heard where it is made.
+        files = self._find(source, extra_info or {}, fs)
+        return self._read(files, extra_info or {}, show_progress)
+
+    def _read(
+        self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
+    ) -> Generator[Document, None, None]:
+        skipped: list[str] = []
+        without_text: list[str] = []
+        failed: set[int] = set()
+        with tqdm(desc="Reading pages", unit="page", disable=not show_progress) as progress:
+            for number, read in self._parts(files, extra_info):
+                if number in failed:
+                    continue
+                try:
+                    for document, lacks_text in read():
+                        if lacks_text:
+                            without_text.append(f"{files[number].name} page {document.metadata['page_number']}")
+                        progress.update()
+                        yield document
+                except DocumentError as error:
+                    if self.on_error == "raise":
+                        raise
+                    failed.add(number)
+                    skipped.append(str(error))
+        if skipped:
+            message = f"{len(skipped)} of {len(files)} files were left out, wholly or from the page named on: "
+            warnings.warn(message + "; ".join(skipped), SkippedDocumentWarning, stacklevel=2)
+        if without_text:
+            message = f"No text layer on {_name_some(without_text)}, and OCR is not installed: their text is empty. "
+            install = "pip install 'llama-index-colqwen[ocr]'"
+            warnings.warn(message + f"Install it with: {install}", MissingTextWarning, stacklevel=2)
+
+    def _parts(self, files: Sequence[_File], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
+        """Say for every file by its number, or for parts of it, how its pages are had."""
+        if self.num_workers == 1:
+            for number, file in enumerate(files):
+                yield number, partial(self._read_file, file, extra_info)
+            return
+        from loky import get_reusable_executor
+
+        workers = get_reusable_executor(self.num_workers)
+
+        def submitted() -> Iterator[tuple[int, _Part]]:
+            for number, file in enumerate(files):
+                try:
+                    source = file.load()
+                    loaded = replace(file, source=source, fs=None, document_id=_sha256(source))
+                    ranges = split_pages(source, file.name, self.password, _PART_PAGES)
+                except DocumentError as error:
+                    failed: Future[_Read] = Future()
+                    failed.set_result(([], error))
+                    yield number, partial(_unpack, failed)
+                    continue
+                for pages in ranges:
+                    future = workers.submit(_read_part, self, loaded, extra_info, pages)
+                    yield number, partial(_unpack, future)
+
+        yield from look_ahead(submitted(), 2 * self.num_workers)
+
+    def _read_file(
+        self, file: _File, extra_info: dict[str, Any], indexes: range | None = None
+    ) -> Iterator[tuple[Document, bool]]:
+        """Read pages; with each, say whether it lacks text that OCR would have found."""
+        source = file.load()
+        document_id = file.document_id or _sha256(source)
+        pages = render_document(
+            source,
+            file.name,
+            renderer=self.renderer,
+            max_pixels=self.max_pixels,
+            extract_text=self.extract_text,
+            password=self.password,
+            pages=indexes,
+        )
+        for page in pages:
+            image = encode_image(page.image)
+            words, text, text_source = self._read_text(page, image)
+            lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
+            metadata = {
+                **extra_info,
+                "file_name": file.name,
+                **({"file_path": file.path} if file.path is not None else {}),
+                "page_label": page.page_label,
+                "page_number": page.page_number,
+                "document_id": document_id,
+                "page_sha256": image_sha256(image.data),
+                "text_source": text_source,
+                "word_boxes": pack_boxes(words),
+            }
+            yield self._to_document(document_id, page.page_number, image, text, metadata), lacks_text
+
+    def _to_document(
+        self, document_id: str, page_number: int, image: PageImage, text: str, metadata: dict[str, Any]
+    ) -> Document:
+        kwargs: dict[str, Any] = {"image_mimetype": image.mimetype}
+        if self.image_dir is None:
+            kwargs["image"] = base64.b64encode(image.data)
+        else:
+            kwargs["image_path"] = write_page_image(self.image_dir, document_id, page_number, image)
+        return ImageDocument(
+            id_=make_page_id(document_id, page_number),
+            # Not text=...: an empty text would leave no resource at all, and ingestion caches key on its content.
+            text_resource=MediaResource(text=text),
+            metadata=metadata,
+            excluded_llm_metadata_keys=list(HIDDEN_METADATA),
+            excluded_embed_metadata_keys=list(HIDDEN_METADATA),
+            **kwargs,
+        )
+
+    def _wants_ocr(self, page: RenderedPage) -> bool:
+        if not self.extract_text or self.ocr == "never":
+            return False
+        if self.ocr == "always":
+            return True
+        if sum(character.isalnum() for character in page.text) >= _MIN_TEXT_CHARACTERS:
+            return False
+        darkest, brightest = page.image.convert("L").getextrema()
+        return darkest != brightest  # an empty sheet has nothing to read
+
+    def _read_text(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str, str]:
+        if self._wants_ocr(page) and ocr.is_available():
+            words, text = self._recognise(page, image)
+            if text:
+                return words, text, "ocr"
+        return page.words, page.text, "text-layer" if page.text else "none"
+
+    def _recognise(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str]:
+        """Run OCR, or take what it read of the same image before."""
+        if self.image_dir is None:
+            return ocr.read_words(page.image)
+        path = Path(self.image_dir) / "ocr" / f"{image_sha256(image.data)}-{ocr.ENGINE}.json"
+        if path.exists():
+            kept = json.loads(path.read_text("utf-8"))
+            return [WordBox(*word) for word in kept["words"]], kept["text"]
+        words, text = ocr.read_words(page.image)
+        rows = [(word.text, word.left, word.top, word.right, word.bottom) for word in words]
+        write_atomically(path, json.dumps({"text": text, "words": rows}, ensure_ascii=False).encode())
+        return words, text
+
+    def _find(
+        self, source: Source | Sequence[Source], extra_info: dict[str, Any], fs: AbstractFileSystem | None
+    ) -> list[_File]:
+        sources = [source] if isinstance(source, (str, PurePath, bytes)) else list(source)
+        if not sources:
+            raise DocumentNotFoundError("No files were given: the list of paths is empty.")
+        files: list[_File] = []
+        for one in sources:
+            if isinstance(one, bytes):
+                name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
+                files.append(_File(name, extra_info.get("file_path"), one))
+            elif isinstance(one, (str, PurePath)):
+                files.extend(_find_local(Path(one), self.image_dir) if fs is None else _find_remote(str(one), fs))
+            else:
+                raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
+        return files
+
+
+def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> _Read:
+    """Read pages in a worker process, and what ended it before its end."""
+    read: list[tuple[Document, bool]] = []
+    try:
+        for document in reader._read_file(file, extra_info, indexes):
+            read.append(document)
+    except DocumentError as error:
+        return read, error
+    return read, None
+
+
+def _unpack(part: Future[_Read]) -> Iterator[tuple[Document, bool]]:
+    read, error = part.result()
+    yield from read
+    if error is not None:
+        raise error
+
+
+def _find_local(path: Path, image_dir: str | Path | None) -> Iterable[_File]:
+    path = path.expanduser()
+    if path.is_dir():
+        written = Path(image_dir).resolve() if image_dir else None
+        inside = [
+            child
+            for child in sorted(path.rglob("*"))
+            if child.is_file()
+            and not _is_hidden(child.relative_to(path))
+            and not (written and child.resolve().is_relative_to(written))
+        ]
+        chosen = _readable(inside, str(path))
+    elif path.exists():
+        chosen = [path]
+    else:
+        raise DocumentNotFoundError(f"{path}: there is no such file or folder.")
+    return [_File(child.name, str(child.resolve()), child) for child in chosen]
+
+
+def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
+    if fs.isdir(path):
+        root = PurePosixPath(fs._strip_protocol(path))
+        inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
+        chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
+        return [_File(child.name, str(child), None, fs) for child in chosen]
+    if not fs.exists(path):
+        raise DocumentNotFoundError(f"{path}: there is no such file or folder on {type(fs).__name__}.")
+    return [_File(PurePosixPath(path).name, path, None, fs)]
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _readable(inside: Sequence[_AnyPath], folder: str) -> list[_AnyPath]:
+    """Keep the files of a folder that are of a type that is read; a folder without any is an error."""
+    chosen = [child for child in inside if child.suffix.lower() in SUPPORTED_SUFFIXES]
+    if chosen:
+        return chosen
+    suffixes = sorted({child.suffix.lower() or "(none)" for child in inside})
+    found = f"only files of type {', '.join(suffixes)}" if suffixes else "no files at all"
+    supported = ", ".join(sorted(SUPPORTED_SUFFIXES))
+    raise DocumentNotFoundError(f"{folder}: the folder has {found}; supported are {supported}.")
+
+
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DocumentError(f"{source.name}: the file cannot be read ({error.strerror}).") from error
+    return digest.hexdigest()
+
+
+def _name_some(names: Sequence[str], most: int = 20) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} page{'s' if len(names) != 1 else ''} ({', '.join(names[:most])}{rest})"

@@ -1,0 +1,170 @@
+"""Indexing that ends badly: killed at any moment, without disk, without its server.
+
+`COLQWEN_TEST_KILLS=20 pytest tests/store/test_crash.py` kills twenty times; the default is a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_index_colqwen import MilvusPageStore, StoreError
+from llama_index_colqwen.late_interaction.maxsim import rank
+from tests.conftest import start_lite_server
+from tests.fakes import make_page
+from tests.late_interaction.test_centroids import topical_pages
+from tests.store.test_lite_search import FINGERPRINT
+
+PAGES = topical_pages(240)
+ROUND_PAGES = 4
+
+# Small numbers, so that few pages reach the first stage, several collections of vectors, and saved centroids.
+WRITER = """
+import sys
+from llama_index_colqwen.store import lite_search, vector_cache, vector_shards
+lite_search._EXACT_VECTORS, lite_search._SAVE_PAGES = 2000, 16
+vector_shards._SHARD_PAGES, vector_cache._SEGMENT_BYTES = 50, 50_000
+from llama_index_colqwen import MilvusPageStore
+from tests.store.test_crash import write
+with MilvusPageStore(sys.argv[1]) as store:
+    write(store, sys.argv[2])
+"""
+
+
+def page_name(number: int) -> str:
+    return f"page {number:04d}"
+
+
+def write(store: MilvusPageStore, version: str) -> None:
+    """Write all pages that are not stored in this version, and say which are."""
+    from tests.store.test_lite_search import FINGERPRINT
+
+    store.open(FINGERPRINT)
+    pages = [make_page(page_name(number), f"{version} {number}") for number in range(len(PAGES))]
+    for start in range(0, len(pages), ROUND_PAGES):
+        some = pages[start : start + ROUND_PAGES]
+        states = store.states([page.page_id for page in some])
+        missing = [
+            page for page in some if page.page_id not in states or states[page.page_id].revision != page.revision
+        ]
+        if missing:
+            store.add(missing, [vectors_of(page.page_id, version) for page in missing])
+        for page in some:
+            sys.stdout.write(f"{page.page_id}\n")
+        sys.stdout.flush()
+
+
+def vectors_of(page_id: str, version: str) -> np.ndarray:
+    """Vectors that are another page's in another version."""
+    number = int(page_id.split()[1])
+    return PAGES[number] if version == "first" else PAGES[-1 - number]
+
+
+def check(path: Path, version: str, before: str, reported: set[str]) -> None:
+    """All pages reported in this version are found by search, and none is half one version and half another."""
+    with MilvusPageStore(path) as store:
+        stored = {page.page_id: page.text.split()[0] for page in store.get([page_name(n) for n in range(len(PAGES))])}
+        assert reported <= {page_id for page_id, found in stored.items() if found == version}
+        query = PAGES[0][:4]
+        candidates = {candidate.page_id: candidate for candidate in store.candidates(query, exact=True)}
+        assert candidates.keys() == stored.keys()
+        for page_id, found in stored.items():
+            assert found in (version, before)
+            np.testing.assert_allclose(candidates[page_id].vectors, vectors_of(page_id, found), atol=0.01)
+        for page_id in random.Random(0).sample(sorted(reported), min(len(reported), 10)):
+            query = vectors_of(page_id, version)[:12]
+            same = {page_id, page_name(len(PAGES) - 1 - int(page_id.split()[1]))}  # the other version's namesake
+            ranked = rank(query, store.candidates(query, candidate_k=50), 2)
+            assert page_id in {page.page_id for page in ranked}
+            assert ranked[0].page_id in same
+
+
+def test_killed_at_any_moment_nothing_that_was_reported_is_lost_and_nothing_is_half_stored(tmp_path: Path) -> None:
+    path = tmp_path / "crash.db"
+    moments = random.Random(int(os.environ.get("COLQWEN_TEST_SEED", "7")))
+    kills = int(os.environ.get("COLQWEN_TEST_KILLS", "4"))
+    version, before, reported, killed = "first", "first", set[str](), 0
+    while killed < kills:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), version], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            lines = []
+            fatal = moments.randrange(8, len(PAGES) - 8)
+            for line in process.stdout:
+                lines.append(line.strip())
+                if len(lines) == fatal:
+                    time.sleep(moments.random() * 0.05)
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
+            lines += [line.strip() for line in process.stdout if line.endswith("\n")]
+        killed += 1
+        reported |= set(lines)
+        check(path, version, before, reported)
+        if killed % 2 == 0:  # half of the kills are in a collection that is being replaced
+            with MilvusPageStore(path) as store:
+                write(store, version)
+            check(path, version, before, {page_name(number) for number in range(len(PAGES))})
+            version, before, reported = ("second", "first", set()) if version == "first" else ("first", "second", set())
+
+
+FILL = """
+import sys, resource
+from llama_index_colqwen import MilvusPageStore, StoreError
+from tests.store.test_crash import write
+store = MilvusPageStore(sys.argv[1])
+if len(sys.argv) > 2:
+    import signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    write(store, "first")
+    print("everything fitted")
+except StoreError as error:
+    print("refused:", error)
+"""
+
+
+def test_full_disk_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """No file may grow beyond 60 KB: what a full disk is to whoever appends to one."""
+    path = tmp_path / "full.db"
+    command = [sys.executable, "-c", FILL, str(path)]
+    done = subprocess.run([*command, "60000"], capture_output=True, text=True, timeout=120)
+    *stored, last = done.stdout.splitlines()
+    assert last.startswith("refused: Milvus could not add to collection 'pages'"), done.stdout + done.stderr
+    assert "run the same again" in last
+    assert "Traceback" not in done.stderr
+    check(path, "first", "first", set(stored))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.stdout.splitlines()[-1] == "everything fitted", again.stderr
+    check(path, "first", "first", {page_name(number) for number in range(len(PAGES))})
+
+
+def test_server_that_goes_away_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    stored: list[str] = []
+    with start_lite_server(tmp_path / "server.db") as (process, uri):
+        with MilvusPageStore(uri, cache_dir=tmp_path / "cache") as store:
+            store.open(FINGERPRINT)
+            with pytest.raises(StoreError, match=r"could not .* 'pages' at http.*run the same again") as error:
+                for number in range(len(PAGES)):
+                    store.add([make_page(page_name(number), f"first {number}")], [PAGES[number]])
+                    stored.append(page_name(number))
+                    if number == 20:
+                        process.kill()
+                        process.wait()
+                        started = time.perf_counter()
+            assert time.perf_counter() - started < 60
+            assert "Traceback" not in str(error.value)
+    assert len(stored) == 21
+    with start_lite_server(tmp_path / "server.db") as (_, uri), MilvusPageStore(uri, cache_dir=tmp_path / "c") as store:
+        assert {page.page_id for page in store.get(stored)} == set(stored)
+        write(store, "first")
+        assert store.count() == len(PAGES)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from llama_index_colqwen.concurrency import WriteBehind, gather, look_ahead, read_ahead
+
+
+def test_items_come_in_order_from_another_thread() -> None:
+    threads = set()
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            threads.add(threading.current_thread().name)
+            yield number
+
+    assert list(read_ahead(items(), 3)) == list(range(100))
+    assert threads == {"colqwen-read"}
+
+
+def test_reading_is_at_most_so_far_ahead() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield number
+
+    for used, _ in enumerate(read_ahead(items(), 4)):
+        time.sleep(0.002)
+        assert taken <= used + 1 + 4 + 1  # the one in use, those that wait, and one in the reader's hand
+
+
+def test_error_of_the_iteration_comes_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("disk on fire")
+
+    seen = []
+    with pytest.raises(OSError, match="disk on fire"):
+        for item in read_ahead(items(), 1):
+            seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_closing_stops_the_thread_and_leaves_the_rest_unread() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    reader = read_ahead(items(), 2)
+    assert next(reader) == 0
+    reader.close()
+    assert len(taken) <= 4
+    assert not any(thread.name == "colqwen-read" for thread in threading.enumerate())
+
+
+def test_everything_is_written_in_order_and_together_what_has_gathered() -> None:
+    batches: list[list[int]] = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def write(items: list[int]) -> None:
+        started.set()
+        go_on.wait(10)
+        batches.append(items)
+
+    with WriteBehind(write, 4) as writer:
+        writer.put(0)
+        assert started.wait(10)
+        for number in range(1, 5):
+            writer.put(number)
+        go_on.set()
+    assert [number for batch in batches for number in batch] == [0, 1, 2, 3, 4]
+    assert batches[:2] == [[0], [1, 2, 3, 4]]
+
+
+def test_leaving_by_an_error_still_writes_what_was_put() -> None:
+    written: list[int] = []
+    with pytest.raises(KeyboardInterrupt), WriteBehind(written.extend, 2) as writer:
+        for number in range(7):
+            writer.put(number)
+        raise KeyboardInterrupt
+    assert written == list(range(7))
+
+
+def test_error_of_writing_is_raised_at_the_next_put_or_at_the_end_and_never_hangs() -> None:
+    def write(items: list[int]) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), WriteBehind(write, 2) as writer:
+        for number in range(1000):
+            writer.put(number)
+    with pytest.raises(OSError, match="disk full"), WriteBehind(write, 2) as writer:
+        writer.put(1)
+
+
+def test_reading_and_writing_overlap() -> None:
+    """Ten items at 30 ms a stage, in three stages: 0.9 s one after the other, 0.36 s overlapped."""
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            time.sleep(0.03)
+            yield number
+
+    started = time.perf_counter()
+    writing: WriteBehind[int] = WriteBehind(lambda batch: time.sleep(0.03 * len(batch)), 1)
+    with writing as writer:
+        for item in read_ahead(items(), 2):
+            time.sleep(0.03)
+            writer.put(item)
+    assert time.perf_counter() - started < 0.7
+
+
+def test_gathering_and_looking_ahead_give_what_came_before_an_error() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("disk on fire")
+
+    gathered, seen = [], []
+    with pytest.raises(OSError, match="disk on fire"):
+        for batch in gather(items(), 2):
+            gathered.append(batch)
+    assert gathered == [[0, 1], [2, 3], [4]]
+    assert list(gather(range(6), 3, first=1)) == [[0], [1, 2, 3], [4, 5]]
+    with pytest.raises(OSError, match="disk on fire"):
+        for item in look_ahead(items(), 3):
+            seen.append(item)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_looking_ahead_takes_so_many_more_than_are_used() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    ahead = look_ahead(items(), 2)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    assert taken == [0, 1, 2, 3]
+    assert list(ahead) == [2, 3, 4, 5, 6, 7, 8]
