@@ -264,7 +264,10 @@ def open_store(data: Data, arguments: argparse.Namespace) -> MilvusPageStore:
     if arguments.method == "ours-server":
         options: Row = {"candidate_vectors": arguments.candidate_vectors} if arguments.candidate_vectors else {}
         return MilvusPageStore(
-            arguments.server, collection=f"benchmark_{len(data)}", cache_dir=data.folder / "server.cache", **options
+            arguments.server,
+            collection_name=f"benchmark_{len(data)}",
+            cache_dir=data.folder / "server.cache",
+            **options,
         )
     return MilvusPageStore(data.folder / "ours.db")
 

@@ -3,7 +3,7 @@
     python examples/demo.py
 
 Keeps its index in examples/demo.db; a second run finds it there. Ask your own with
-`colqwen search "..." --db examples/demo.db`.
+`colqwen search "..." --uri examples/demo.db`.
 """
 
 from __future__ import annotations

@@ -1,49 +1,106 @@
 """Ask questions of PDF pages as pictures, inside LlamaIndex.
 
-Importing this package loads neither torch nor pymilvus.
+Names load when they are first asked for (PEP 562), so that importing the package takes no time, and neither torch nor
+pymilvus nor LlamaIndex before they are needed.
 """
 
-from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
-from llama_index_colqwen.embedders.lexical import LexicalEmbedder
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint, MultiVectorEmbedder, resolve_embedder
-from llama_index_colqwen.embedders.remote.embedder import EndpointEmbedder
-from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
-from llama_index_colqwen.errors import (
-    CollectionNotFoundError,
-    ColQwenError,
-    DeviceMemoryError,
-    DimensionMismatchError,
-    DocumentError,
-    DocumentNotFoundError,
-    EncryptedDocumentError,
-    EndpointError,
-    EndpointUnavailableError,
-    FingerprintMismatchError,
-    IncompleteWeightsError,
-    InvalidOptionError,
-    MissingDependencyError,
-    ModelError,
-    ModelNotFoundError,
-    QueryError,
-    StoreError,
-    StoreLockedError,
-    UnreadableDocumentError,
-    UnsupportedDocumentError,
-)
-from llama_index_colqwen.index import ColQwenIndex, IndexingReport
-from llama_index_colqwen.nodes import word_boxes
-from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid, WordBox
-from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
-from llama_index_colqwen.retriever import ColQwenRetriever
-from llama_index_colqwen.serving import EndpointHandler
-from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
-from llama_index_colqwen.store.page_store import MilvusPageStore
-from llama_index_colqwen.store.schema import AnnIndex
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
+    from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+    from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
+    from llama_index_colqwen.embedders.remote import EndpointEmbedder
+    from llama_index_colqwen.embedders.resolve import resolve_embedder
+    from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
+    from llama_index_colqwen.errors import (
+        CollectionNotFoundError,
+        ColQwenError,
+        DeviceMemoryError,
+        DimensionMismatchError,
+        DocumentError,
+        DocumentNotFoundError,
+        EncryptedDocumentError,
+        EndpointError,
+        EndpointUnavailableError,
+        FingerprintMismatchError,
+        IncompleteWeightsError,
+        InvalidOptionError,
+        MissingDependencyError,
+        ModelError,
+        ModelNotFoundError,
+        QueryError,
+        StoreError,
+        StoreLockedError,
+        UnreadableDocumentError,
+        UnsupportedDocumentError,
+    )
+    from llama_index_colqwen.fingerprint import EmbedderFingerprint
+    from llama_index_colqwen.index import ColQwenIndex
+    from llama_index_colqwen.indexing import IndexingReport
+    from llama_index_colqwen.late_interaction.maxsim import Candidate
+    from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
+    from llama_index_colqwen.nodes import word_boxes
+    from llama_index_colqwen.pages import Page, WordBox
+    from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+    from llama_index_colqwen.retriever import ColQwenRetriever
+    from llama_index_colqwen.serving.handler import EndpointHandler
+    from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
+    from llama_index_colqwen.store.page_store import MilvusPageStore, StoredDocument, StoredState
+    from llama_index_colqwen.store.schema import AnnIndex
 
 __version__ = "0.1.0"
 
+_MODULES = {
+    "embedders.colqwen": ["ColQwenEmbedder"],
+    "embedders.lexical": ["LexicalEmbedder"],
+    "embedders.protocol": ["MultiVectorEmbedder"],
+    "embedders.remote": ["EndpointEmbedder"],
+    "embedders.resolve": ["resolve_embedder"],
+    "embedders.sentence_transformers": ["SentenceTransformersEmbedder"],
+    "errors": [
+        "CollectionNotFoundError",
+        "ColQwenError",
+        "DeviceMemoryError",
+        "DimensionMismatchError",
+        "DocumentError",
+        "DocumentNotFoundError",
+        "EncryptedDocumentError",
+        "EndpointError",
+        "EndpointUnavailableError",
+        "FingerprintMismatchError",
+        "IncompleteWeightsError",
+        "InvalidOptionError",
+        "MissingDependencyError",
+        "ModelError",
+        "ModelNotFoundError",
+        "QueryError",
+        "StoreError",
+        "StoreLockedError",
+        "UnreadableDocumentError",
+        "UnsupportedDocumentError",
+    ],
+    "fingerprint": ["EmbedderFingerprint"],
+    "index": ["ColQwenIndex"],
+    "indexing": ["IndexingReport"],
+    "late_interaction.maxsim": ["Candidate"],
+    "late_interaction.multivectors": ["MultiVector", "PageVectors", "PatchGrid"],
+    "nodes": ["word_boxes"],
+    "pages": ["Page", "WordBox"],
+    "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
+    "retriever": ["ColQwenRetriever"],
+    "serving.handler": ["EndpointHandler"],
+    "store.milvus_search": ["IgnoredParameterWarning"],
+    "store.page_store": ["MilvusPageStore", "StoredDocument", "StoredState"],
+    "store.schema": ["AnnIndex"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+# Spelled out, and not made of _MODULES: type checkers and editors read it.
 __all__ = [
     "AnnIndex",
+    "Candidate",
     "CollectionNotFoundError",
     "ColQwenError",
     "ColQwenEmbedder",
@@ -81,9 +138,23 @@ __all__ = [
     "SkippedDocumentWarning",
     "StoreError",
     "StoreLockedError",
+    "StoredDocument",
+    "StoredState",
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
     "WordBox",
     "resolve_embedder",
     "word_boxes",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

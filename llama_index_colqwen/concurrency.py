@@ -1,21 +1,30 @@
-"""Work that overlaps: items are read ahead, and written behind, in a thread each; memory is bounded.
+"""Work that overlaps: read ahead, write behind, an event loop in a thread, blocking calls off the event loop.
 
-Knows nothing of what the items are.
+Knows nothing of what the work is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import partial, wraps
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-__all__ = ["WriteBehind", "gather", "look_ahead", "read_ahead"]
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+__all__ = ["BackgroundLoop", "WriteBehind", "gather", "in_thread", "look_ahead", "read_ahead"]
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
 
 # How long a thread that waits for room goes without asking whether anyone still wants what it has.
 _PATIENCE_S = 0.1
@@ -172,3 +181,80 @@ class WriteBehind(Generic[_Item]):
                     self._write(batch)
                 except BaseException as error:  # raised by `put`, or at the end
                     self._error = error
+
+
+def in_thread(blocking: Callable[_Arguments, _Result]) -> Callable[_Arguments, Coroutine[Any, Any, _Result]]:
+    """Return the asynchronous twin of a blocking method: it runs in a thread, and the event loop goes on.
+
+    As `aadd = in_thread(add)` in the body of a class.
+    """
+
+    @wraps(blocking)
+    async def twin(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        # Looked up by name, so that the twin of a method that a subclass overrides is the subclass's.
+        method: Callable[..., _Result] = getattr(args[0], blocking.__name__)
+        return await asyncio.to_thread(method, *args[1:], **kwargs)
+
+    twin.__name__ = f"a{blocking.__name__}"
+    twin.__qualname__ = f"{blocking.__qualname__.rpartition('.')[0]}.{twin.__name__}"
+    twin.__doc__ = f"Do `{blocking.__name__}` without blocking the event loop."
+    return twin
+
+
+class BackgroundLoop:
+    """An event loop in a thread (anyio's blocking portal), for callers that have another loop, or none.
+
+    It starts when it is first needed, and again after `stop`. Safe for many threads and loops.
+    """
+
+    def __init__(self) -> None:
+        """See the class."""
+        self._lock = threading.Lock()
+        self._started: tuple[AbstractContextManager[BlockingPortal], BlockingPortal] | None = None
+
+    def submit(
+        self,
+        function: Callable[_Arguments, Coroutine[Any, Any, _Result]],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> Future[_Result]:
+        """Start a coroutine function there; cancelling the future cancels it."""
+        from anyio.from_thread import start_blocking_portal
+
+        with self._lock:
+            if self._started is None:
+                context = start_blocking_portal()
+                self._started = context, context.__enter__()
+            return self._started[1].start_task_soon(partial(function, *args, **kwargs))
+
+    def run(
+        self,
+        function: Callable[_Arguments, Coroutine[Any, Any, _Result]],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result:
+        """Run a coroutine function there, and wait for it in this thread."""
+        future = self.submit(function, *args, **kwargs)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # as by Ctrl-C
+            raise
+
+    async def arun(
+        self,
+        function: Callable[_Arguments, Coroutine[Any, Any, _Result]],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result:
+        """Run a coroutine function there, and wait for it on this loop; being cancelled cancels it."""
+        return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
+
+    def stop(self) -> None:
+        """Cancel what runs there, and end the thread."""
+        with self._lock:
+            started, self._started = self._started, None
+        if started is not None:
+            context, portal = started
+            portal.call(portal.stop, True)
+            context.__exit__(None, None, None)

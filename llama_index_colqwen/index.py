@@ -1,38 +1,47 @@
-"""Documents -> pages in the store: the write path, and the face of a LlamaIndex index.
+"""Documents -> pages in the store -> retrievers and query engines: the face of a LlamaIndex index.
 
 Knows nothing of files, rendering or scoring.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import BaseNode
 
-from llama_index_colqwen.embedders.protocol import (
-    EmbedderFingerprint,
-    MultiVectorEmbedder,
-    recommended_candidate_vectors,
-    resolve_embedder,
-)
+from llama_index_colqwen.concurrency import in_thread
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
+from llama_index_colqwen.embedders.resolve import resolve_embedder
+from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
-from llama_index_colqwen.retriever import ColQwenRetriever
+from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
+    from llama_index.core.callbacks import CallbackManager
     from llama_index.core.llms import LLM
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.prompts import BasePromptTemplate
+    from llama_index.core.response_synthesizers import BaseSynthesizer
     from llama_index.core.vector_stores import MetadataFilters
+    from pydantic import BaseModel
 
-__all__ = ["ColQwenIndex", "IndexingReport"]
+__all__ = ["ColQwenIndex"]
+
+_DEFAULT_URI = "./colqwen.db"
+_DEFAULT_COLLECTION_NAME = "pages"
 
 
 class ColQwenIndex:
     """Pages, embedded and stored, ready to be asked.
+
+    Close it, or use it in a `with` block, to let another process open the same Milvus Lite file.
 
     Attributes:
         store: Where the pages are.
@@ -64,10 +73,11 @@ class ColQwenIndex:
         documents: Iterable[BaseNode],
         embedder: str | MultiVectorEmbedder = "lexical",
         *,
-        uri: str | Path = "./colqwen.db",
+        uri: str | Path = _DEFAULT_URI,
         token: str | None = None,
-        collection: str = "pages",
+        collection_name: str = _DEFAULT_COLLECTION_NAME,
         vector_dtype: VectorDtype | None = None,
+        store: MilvusPageStore | None = None,
         image_dir: str | Path | None = None,
         overwrite: bool = False,
         show_progress: bool = True,
@@ -81,18 +91,21 @@ class ColQwenIndex:
             embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; or an embedder.
             uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address.
             token: For servers that ask for one.
-            collection: The collection's name.
+            collection_name: The collection's name.
             vector_dtype: How vectors are kept: "int8" (the default of a new collection) or "float16".
+            store: In place of the four before it, a store of your own, such as one with an `AnnIndex` or a cache
+                elsewhere.
             image_dir: Where inline page images are written; by default beside the `.db`, as `<name>.images`.
             overwrite: Drop what the collection holds first.
-            show_progress: Whether to show a progress bar.
+            show_progress: Whether to show a progress bar, after a second.
 
         Raises:
             FingerprintMismatchError: If another embedder made the collection and `overwrite` is not given.
             InvalidOptionError: If a document has no page image.
+            DocumentNotFoundError: If a document's image file is gone.
             StoreLockedError: If another process holds the Milvus Lite file.
         """
-        store = MilvusPageStore(uri, token, collection, vector_dtype)
+        store = _choose_store(store, uri, token, collection_name, vector_dtype)
         chosen = resolve_embedder(embedder)
         if overwrite:
             store.clear()
@@ -103,12 +116,13 @@ class ColQwenIndex:
     @classmethod
     def from_existing(
         cls,
-        uri: str | Path = "./colqwen.db",
+        uri: str | Path = _DEFAULT_URI,
         embedder: str | MultiVectorEmbedder | None = None,
         *,
         token: str | None = None,
-        collection: str = "pages",
+        collection_name: str = _DEFAULT_COLLECTION_NAME,
         vector_dtype: VectorDtype | None = None,
+        store: MilvusPageStore | None = None,
         image_dir: str | Path | None = None,
     ) -> ColQwenIndex:
         """Open an index that was made before.
@@ -117,15 +131,16 @@ class ColQwenIndex:
             uri: As for `from_documents`, and so are the arguments below.
             embedder: By default the one that the collection's fingerprint describes.
             token: For servers that ask for one.
-            collection: The collection's name.
+            collection_name: The collection's name.
             vector_dtype: How vectors are kept, to be sure of it.
+            store: In place of these, a store of your own.
             image_dir: Where inline images of pages that are inserted later are written.
 
         Raises:
             CollectionNotFoundError: If nothing was indexed there.
             FingerprintMismatchError: If another embedder made the collection.
         """
-        store = MilvusPageStore(uri, token, collection, vector_dtype)
+        store = _choose_store(store, uri, token, collection_name, vector_dtype)
         return cls(store, store.fingerprint() if embedder is None else embedder, image_dir)
 
     # ---- writing
@@ -134,11 +149,11 @@ class ColQwenIndex:
         """Add one page, or replace the page with its id."""
         self.insert_nodes([document])
 
-    def insert_nodes(self, nodes: Iterable[BaseNode], show_progress: bool = False) -> None:
+    def insert_nodes(self, nodes: Iterable[BaseNode], show_progress: bool = True) -> None:
         """Add pages, or replace those with their ids; `report` says what was done."""
         self._write(nodes, show_progress)
 
-    def refresh_ref_docs(self, documents: Iterable[BaseNode], show_progress: bool = False) -> list[bool]:
+    def refresh_ref_docs(self, documents: Iterable[BaseNode], show_progress: bool = True) -> list[bool]:
         """Bring the index up to date with files as they are now.
 
         New and changed pages are written; pages that an earlier version of the same file (the same `file_path`) left
@@ -179,54 +194,143 @@ class ColQwenIndex:
 
     # ---- reading
 
-    def as_retriever(self, **kwargs: Any) -> ColQwenRetriever:  # noqa: ANN401 - passed on
-        """Return a retriever; the arguments are `ColQwenRetriever`'s, such as `similarity_top_k`."""
-        return ColQwenRetriever(self.store, self.embedder, **kwargs)
+    def as_retriever(
+        self,
+        *,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        candidate_k: int = DEFAULT_CANDIDATE_K,
+        filters: MetadataFilters | None = None,
+        score: Score = "maxsim",
+        exact: bool = False,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
+    ) -> ColQwenRetriever:
+        """Return a retriever; the arguments are `ColQwenRetriever`'s."""
+        return ColQwenRetriever(
+            self.store,
+            self.embedder,
+            similarity_top_k,
+            candidate_k,
+            filters,
+            score,
+            exact,
+            callback_manager=callback_manager,
+            verbose=verbose,
+        )
 
     def as_query_engine(
         self,
         llm: LLM | None = None,
         *,
         multimodal: bool = True,
-        similarity_top_k: int = 3,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        candidate_k: int = DEFAULT_CANDIDATE_K,
         filters: MetadataFilters | None = None,
-        **kwargs: Any,  # noqa: ANN401 - passed on
+        score: Score = "maxsim",
+        exact: bool = False,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        response_synthesizer: BaseSynthesizer | None = None,
+        response_mode: ResponseMode | str = ResponseMode.COMPACT,
+        text_qa_template: BasePromptTemplate | None = None,
+        refine_template: BasePromptTemplate | None = None,
+        summary_template: BasePromptTemplate | None = None,
+        simple_template: BasePromptTemplate | None = None,
+        chat_content_qa_template: BasePromptTemplate | None = None,
+        chat_content_refine_template: BasePromptTemplate | None = None,
+        output_cls: type[BaseModel] | None = None,
+        use_async: bool = False,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
     ) -> BaseQueryEngine:
         """Return an engine that answers from the pages it retrieves.
+
+        `similarity_top_k` to `exact` are the retriever's; the others below are `RetrieverQueryEngine.from_args`'s.
 
         Args:
             llm: One that sees images, unless `multimodal` is off; by default `Settings.llm`.
             multimodal: Whether the model is given the page images, or only their text.
             similarity_top_k: How many pages the model is given.
+            candidate_k: How many pages are scored exactly, in a collection too large to score them all.
             filters: Which pages to look at, by their metadata.
-            kwargs: `RetrieverQueryEngine.from_args`'s, such as `streaming`.
+            score: What the source nodes' scores are: "maxsim" or "normalized".
+            exact: Whether to score every page, however many there are.
+            node_postprocessors: What pages go through between retriever and model.
+            response_synthesizer: In place of the one that the arguments below describe.
+            response_mode: How pages become an answer, such as "compact" or "tree_summarize".
+            text_qa_template: What a text model is asked.
+            refine_template: What a text model is asked with the pages after the first.
+            summary_template: What it is asked with `response_mode="tree_summarize"`.
+            simple_template: What it is asked with `response_mode="generation"`.
+            chat_content_qa_template: What a multimodal model is asked.
+            chat_content_refine_template: What a multimodal model is asked with the pages after the first.
+            output_cls: A pydantic class that the answer has to be of.
+            use_async: Whether calls of the model overlap.
+            streaming: Whether the answer comes in pieces.
+            callback_manager: By default `Settings.callback_manager`.
+            verbose: Whether LlamaIndex prints what it does.
+
+        Raises:
+            InvalidOptionError: If an option has no such value.
         """
         from llama_index.core.query_engine import RetrieverQueryEngine
 
-        retriever = self.as_retriever(similarity_top_k=similarity_top_k, filters=filters)
-        return RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=multimodal, **kwargs)
+        try:
+            mode = ResponseMode(response_mode)
+        except ValueError as error:
+            modes = ", ".join(known.value for known in ResponseMode)
+            raise InvalidOptionError(f"response_mode is one of {modes}; got {response_mode!r}.") from error
+        retriever = self.as_retriever(
+            similarity_top_k=similarity_top_k,
+            candidate_k=candidate_k,
+            filters=filters,
+            score=score,
+            exact=exact,
+            callback_manager=callback_manager,
+            verbose=verbose,
+        )
+        return RetrieverQueryEngine.from_args(
+            retriever,
+            llm=llm,
+            response_synthesizer=response_synthesizer,
+            node_postprocessors=node_postprocessors,
+            callback_manager=callback_manager,
+            response_mode=mode,
+            text_qa_template=text_qa_template,
+            refine_template=refine_template,
+            summary_template=summary_template,
+            simple_template=simple_template,
+            chat_content_qa_template=chat_content_qa_template,
+            chat_content_refine_template=chat_content_refine_template,
+            output_cls=output_cls,
+            use_async=use_async,
+            streaming=streaming,
+            verbose=verbose,
+            multimodal=multimodal,
+        )
+
+    # ---- closing
+
+    def close(self) -> None:
+        """Close the store: another process can then open the Milvus Lite file. The next use opens it again."""
+        self.store.close()
+
+    def __enter__(self) -> ColQwenIndex:
+        """Return the index; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close."""
+        self.close()
 
     # ---- the same, for the event loop
 
-    async def ainsert(self, document: BaseNode) -> None:
-        """Do `insert` without blocking the event loop."""
-        await asyncio.to_thread(self.insert, document)
-
-    async def ainsert_nodes(self, nodes: Iterable[BaseNode], show_progress: bool = False) -> None:
-        """Do `insert_nodes` without blocking the event loop."""
-        await asyncio.to_thread(self.insert_nodes, nodes, show_progress)
-
-    async def arefresh_ref_docs(self, documents: Iterable[BaseNode], show_progress: bool = False) -> list[bool]:
-        """Do `refresh_ref_docs` without blocking the event loop."""
-        return await asyncio.to_thread(self.refresh_ref_docs, documents, show_progress)
-
-    async def adelete_ref_doc(self, ref_doc_id: str) -> int:
-        """Do `delete_ref_doc` without blocking the event loop."""
-        return await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
-
-    async def adelete_nodes(self, node_ids: Sequence[str]) -> int:
-        """Do `delete_nodes` without blocking the event loop."""
-        return await asyncio.to_thread(self.delete_nodes, node_ids)
+    ainsert = in_thread(insert)
+    ainsert_nodes = in_thread(insert_nodes)
+    arefresh_ref_docs = in_thread(refresh_ref_docs)
+    adelete_ref_doc = in_thread(delete_ref_doc)
+    adelete_nodes = in_thread(delete_nodes)
+    aclose = in_thread(close)
 
     # ---- inside
 
@@ -235,3 +339,20 @@ class ColQwenIndex:
         return index_documents(
             documents, self.embedder, self.store, self._image_dir, self.report, show_progress=show_progress
         )
+
+
+def _choose_store(
+    given: MilvusPageStore | None,
+    uri: str | Path,
+    token: str | None,
+    collection_name: str,
+    vector_dtype: VectorDtype | None,
+) -> MilvusPageStore:
+    if given is None:
+        return MilvusPageStore(uri, token, collection_name, vector_dtype)
+    if (uri, token, collection_name, vector_dtype) != (_DEFAULT_URI, None, _DEFAULT_COLLECTION_NAME, None):
+        raise InvalidOptionError(
+            f"store={given.collection_name!r} in {given.uri} was given, and uri, token, collection_name or "
+            "vector_dtype too: these are the store's own, so give them to it."
+        )
+    return given

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from llama_index_colqwen.concurrency import WriteBehind, gather, read_ahead
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, stream_pages
 from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import page_from_node, with_image_on_disk
-from llama_index_colqwen.pages import MultiVector, Page
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoredState
 
 __all__ = ["IndexingReport", "index_documents"]

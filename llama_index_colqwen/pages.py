@@ -12,60 +12,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llama_index_colqwen.late_interaction.multivectors import EncodedVectors
-
 __all__ = [
-    "Candidate",
-    "MultiVector",
     "Page",
     "PageImage",
-    "PageVectors",
-    "PatchGrid",
-    "RankedPage",
     "RenderedPage",
     "WordBox",
     "pack_boxes",
     "unpack_boxes",
 ]
-
-MultiVector: TypeAlias = npt.NDArray[np.float32]
-"""Float32, shape (num_tokens, dim), unit rows, no padding rows."""
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """Which rows of a page's multi-vector are its patches, and where these lie on the page.
-
-    Rows `start` to `start + rows * columns` are the patches, line by line from the top left; the others belong to the
-    prompt. The patches are equal parts of the page image.
-    """
-
-    rows: int
-    columns: int
-    start: int = 0
-
-
-class PageVectors(np.ndarray[Any, np.dtype[np.float32]]):
-    """A page's multi-vector that knows its patch grid; an array like any other.
-
-    Arrays computed from it (slices, sums, copies) are no page's vectors any more: their `patch_grid` is None.
-    """
-
-    patch_grid: PatchGrid | None = None
-
-    def __new__(cls, vectors: MultiVector, patch_grid: PatchGrid | None = None) -> PageVectors:
-        """View `vectors` as the vectors of a page."""
-        view = np.asarray(vectors, dtype=np.float32).view(cls)
-        view.patch_grid = patch_grid
-        return view
 
 
 @dataclass(frozen=True)
@@ -179,28 +140,6 @@ class Page:
 
     def _no_image(self) -> ValueError:
         return ValueError(f"Page {self.page_id} ({self.file_name}, page {self.page_number}) has no image.")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A page put forward by the store, with all its vectors and, where the embedder knew it, its patch grid."""
-
-    page_id: str
-    encoded: EncodedVectors = field(repr=False)
-    patch_grid: PatchGrid | None = None
-
-    @property
-    def vectors(self) -> MultiVector:
-        """The page's multi-vector, decoded."""
-        return self.encoded.decode()
-
-
-@dataclass(frozen=True)
-class RankedPage:
-    """A page and its MaxSim score; higher is better."""
-
-    page_id: str
-    score: float
 
 
 _BOX_UNITS = 65535

@@ -9,34 +9,40 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.core.vector_stores import MetadataFilters
 
-from llama_index_colqwen.embedders.protocol import (
-    MultiVectorEmbedder,
-    recommended_candidate_vectors,
-    resolve_embedder,
-)
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
+from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, QueryError
 from llama_index_colqwen.late_interaction.maxsim import rank
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import node_from_page
-from llama_index_colqwen.pages import MultiVector
 from llama_index_colqwen.store.filters import page_filter
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
-__all__ = ["ColQwenRetriever", "Score"]
+if TYPE_CHECKING:
+    from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.vector_stores import MetadataFilters
+
+__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score"]
 
 _LOGGER = logging.getLogger(__name__)
 
 Score: TypeAlias = Literal["maxsim", "normalized"]
 
+DEFAULT_TOP_K = 3
+DEFAULT_CANDIDATE_K = 100
+_CANDIDATES_A_RESULT = 4
+
 
 class ColQwenRetriever(BaseRetriever):
     """Find the pages that answer a question: `retrieve(...) -> list[NodeWithScore]` of `ImageNode`, best first.
+
+    The options from `similarity_top_k` to `exact` can be read and set at any time; the next question uses them.
 
     Args:
         store: An open store, or one of an existing collection.
@@ -45,47 +51,96 @@ class ColQwenRetriever(BaseRetriever):
         candidate_k: How many pages are scored exactly, in a collection too large to score them all; at least four for
             each that is returned.
         filters: Which pages to look at, by their metadata; nested as one likes, with any operator.
-        exact: Whether to score every page, however many there are.
         score: "maxsim", the sum over query tokens; or "normalized", divided by their number: in [-1, 1], and of the
             size of cosine similarities, which score-adding fusion with other retrievers needs.
-        kwargs: `BaseRetriever`'s.
+        exact: Whether to score every page, however many there are.
+        callback_manager: As for every LlamaIndex retriever, and so is `verbose`.
+        verbose: Whether LlamaIndex prints what it does.
 
     Raises:
         FingerprintMismatchError: If another embedder made the collection.
+        InvalidOptionError: If an option has no such value.
     """
 
     def __init__(
         self,
         store: MilvusPageStore,
         embedder: str | MultiVectorEmbedder,
-        similarity_top_k: int = 3,
-        candidate_k: int = 100,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        candidate_k: int = DEFAULT_CANDIDATE_K,
         filters: MetadataFilters | None = None,
         score: Score = "maxsim",
         exact: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - passed on
+        *,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
     ) -> None:
         """See the class."""
-        if similarity_top_k < 1:
-            raise InvalidOptionError(f"similarity_top_k is at least 1; got {similarity_top_k}.")
-        if candidate_k < 1:
-            raise InvalidOptionError(f"candidate_k is at least 1; got {candidate_k}.")
-        if score not in get_args(Score):
-            raise InvalidOptionError(f"score is one of {', '.join(get_args(Score))}; got {score!r}.")
+        self.similarity_top_k, self.candidate_k = similarity_top_k, candidate_k
+        self.filters, self.score, self.exact = filters, score, exact
         self._store = store
         self._embedder = resolve_embedder(embedder)
-        self._similarity_top_k = similarity_top_k
-        self._candidate_k = max(candidate_k, 4 * similarity_top_k)
-        self._filters = filters
-        self._score = score
-        self._exact = exact
-        page_filter(filters)  # what is wrong with filters is said now, and not at the first question
         store.open(self._embedder.fingerprint, recommended_candidate_vectors(self._embedder))
-        super().__init__(**kwargs)
+        super().__init__(callback_manager=callback_manager, verbose=verbose)
+
+    # ---- options: what is wrong with one is said when it is set, and not at the next question
+
+    @property
+    def similarity_top_k(self) -> int:
+        """How many pages are returned; fewer if there are fewer."""
+        return self._similarity_top_k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, value: int) -> None:
+        self._similarity_top_k = _at_least_one("similarity_top_k", value)
+
+    @property
+    def candidate_k(self) -> int:
+        """How many pages are scored exactly, where not all are; four times `similarity_top_k` if that is more."""
+        return self._candidate_k
+
+    @candidate_k.setter
+    def candidate_k(self, value: int) -> None:
+        self._candidate_k = _at_least_one("candidate_k", value)
+
+    @property
+    def filters(self) -> MetadataFilters | None:
+        """Which pages are looked at."""
+        return self._filters
+
+    @filters.setter
+    def filters(self, value: MetadataFilters | None) -> None:
+        page_filter(value)
+        self._filters = value
+
+    @property
+    def score(self) -> Score:
+        """What the nodes' scores are."""
+        return self._score
+
+    @score.setter
+    def score(self, value: Score) -> None:
+        if value not in get_args(Score):
+            raise InvalidOptionError(f"score is one of {', '.join(get_args(Score))}; got {value!r}.")
+        self._score = value
+
+    @property
+    def exact(self) -> bool:
+        """Whether every page is scored."""
+        return self._exact
+
+    @exact.setter
+    def exact(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise InvalidOptionError(f"exact is True or False; got {value!r}.")
+        self._exact = value
+
+    # ---- retrieving
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query = self._embed(query_bundle)
-        candidates = self._store.candidates(query, self._candidate_k, self._filters, self._exact)
+        candidate_k = max(self._candidate_k, _CANDIDATES_A_RESULT * self._similarity_top_k)
+        candidates = self._store.candidates(query, candidate_k, self._filters, self._exact)
         ranked = rank(query, candidates, self._similarity_top_k)
         scale = 1 / len(query) if self._score == "normalized" else 1.0
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
@@ -115,3 +170,9 @@ class ColQwenRetriever(BaseRetriever):
 def _texts(query_bundle: QueryBundle) -> Sequence[str]:
     # embedding_strs and not query_str: query transforms (HyDE, say) put their texts there.
     return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOptionError(f"{name} is a whole number, at least 1; got {value!r}.")
+    return value

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,64 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_public_name_is_exported_and_nothing_else() -> None:
-    public = {name for name in vars(llama_index_colqwen) if not name.startswith("_")}
+    for name in llama_index_colqwen.__all__:
+        assert getattr(llama_index_colqwen, name) is not None
+    public = {name for name in dir(llama_index_colqwen) if not name.startswith("_")}
     modules = {module.name for module in pkgutil.iter_modules(llama_index_colqwen.__path__)}
-    assert public - modules == set(llama_index_colqwen.__all__)
+    assert public - modules - {"TYPE_CHECKING", "import_module"} == set(llama_index_colqwen.__all__)
+
+
+def test_type_checkers_see_the_names_that_load_when_asked_for() -> None:
+    tree = ast.parse(Path(llama_index_colqwen.__file__).read_text("utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        (str(node.module).removeprefix("llama_index_colqwen."), alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    loaded = {(module, name) for module, names in llama_index_colqwen._MODULES.items() for name in names}
+    assert seen == loaded
+    assert sorted(name for _, name in seen) == sorted(llama_index_colqwen.__all__)
+
+
+def test_a_name_that_is_none_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'ColQwenRetreiver'"):
+        llama_index_colqwen.ColQwenRetreiver  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("reading", ["PDFPageReader", "MissingTextWarning", "SkippedDocumentWarning"]),
+        ("embedders.colqwen", ["ColQwenEmbedder"]),
+        ("embedders.remote", ["EndpointEmbedder"]),
+        ("store", ["MilvusPageStore", "StoredDocument", "StoredState"]),
+        ("serving", ["EndpointHandler"]),
+    ],
+)
+def test_rooms_export_their_main_names(module: str, names: list[str]) -> None:
+    room = importlib.import_module(f"llama_index_colqwen.{module}")
+    for name in names:
+        assert getattr(room, name) is getattr(llama_index_colqwen, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most"),
+    [
+        (["-c", "import llama_index_colqwen"], 0.3),
+        (["-m", "llama_index_colqwen.cli", "--help"], 0.5),
+        (["-m", "llama_index_colqwen.cli", "--version"], 0.5),
+    ],
+)
+def test_starting_takes_little_cpu(arguments: list[str], most: float) -> None:
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) <= most  # of CPU; the least, since other programs slow caches and clocks
 
 
 @pytest.mark.parametrize(
@@ -37,7 +94,7 @@ def test_importing_loads_neither_models_nor_milvus() -> None:
     code = (
         "import sys, llama_index_colqwen\n"
         "heavy = {'torch', 'transformers', 'colpali_engine', 'pymilvus', 'milvus_lite', 'onnxruntime', 'rapidocr', "
-        "'pypdfium2', 'wordfreq', 'httpx', 'fastapi', 'uvicorn'}\n"
+        "'pypdfium2', 'wordfreq', 'httpx', 'fastapi', 'uvicorn', 'llama_index', 'numpy', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

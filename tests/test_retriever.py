@@ -208,7 +208,7 @@ def test_options_nobody_understands_are_refused(index: ColQwenIndex, options: di
     with pytest.raises(InvalidOptionError, match=str(next(iter(options)))):
         index.as_retriever(**options)
     with pytest.raises(TypeError):
-        index.as_retriever(top_k=3)
+        index.as_retriever(top_k=3)  # type: ignore[call-arg]
 
 
 class SeeingLLM(MockLLM):

@@ -1,6 +1,6 @@
-"""This machine -> what works on it, and the line that mends what does not.
+"""`colqwen doctor`: this machine -> what works on it, and the line that fixes what does not.
 
-Tries things for real where that is quick; knows nothing of how the findings are shown.
+Tries things for real where that is quick.
 """
 
 from __future__ import annotations
@@ -13,15 +13,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Optional
 
-import numpy as np
+import typer
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
-from llama_index_colqwen.errors import ColQwenError
-from llama_index_colqwen.pages import Page
-from llama_index_colqwen.store.page_store import MilvusPageStore
+from llama_index_colqwen.cli.console import stdout
+from llama_index_colqwen.cli.options import Token
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "doctor", "examine"]
+
+
+def doctor(
+    uri: Annotated[Optional[str], typer.Option(help="A Milvus server to try as well.")] = None,  # noqa: UP045
+    token: Token = None,
+) -> None:
+    """Try what works on this machine, and print the line that fixes the rest."""
+    from rich.markup import escape
+
+    healthy = True
+    for finding in examine(uri, token):
+        healthy &= finding.works or not finding.required
+        mark = "[green]works[/]" if finding.works else "[red]broken[/]" if finding.required else "[yellow]absent[/]"
+        stdout().print(f"{mark}  {escape(finding.what)}: {escape(finding.detail)}")
+        if finding.fix:
+            stdout().print(f"        fix it with: {escape(finding.fix)}")
+    if not healthy:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
@@ -32,14 +49,14 @@ class Finding:
         what: Such as "Extra [ocr]".
         works: Whether it does.
         detail: Versions, or what went wrong.
-        mend: The line to run, or what to do; empty where nothing is needed.
+        fix: The line to run, or what to do; empty where nothing is needed.
         required: Whether the package cannot do its main job without it.
     """
 
     what: str
     works: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
     required: bool = False
 
 
@@ -66,11 +83,11 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
         yield _try("Devices", _devices, "reinstall torch and torchvision together: pip install -U torch torchvision")
 
 
-def _try(what: str, attempt: Callable[[], str], mend: str, *, required: bool = False) -> Finding:
+def _try(what: str, attempt: Callable[[], str], fix: str, *, required: bool = False) -> Finding:
     try:
         return Finding(what, True, attempt(), required=required)
     except Exception as error:  # the point is to report whatever is wrong, of any kind
-        return Finding(what, False, f"{type(error).__name__}: {error}", mend, required)
+        return Finding(what, False, f"{type(error).__name__}: {error}", fix, required)
 
 
 def _version(package: str) -> str:
@@ -95,6 +112,10 @@ def _embed_words() -> str:
 
 
 def _store_page() -> str:
+    import numpy as np
+
+    from llama_index_colqwen import ColQwenError, EmbedderFingerprint, MilvusPageStore, Page
+
     with tempfile.TemporaryDirectory() as folder, MilvusPageStore(Path(folder) / "doctor.db") as store:
         store.open(EmbedderFingerprint("doctor", "1", 2))
         store.add([Page("page", "document", "file", 1, "text", content_hash="hash")], [np.eye(2, dtype=np.float32)])
@@ -135,10 +156,7 @@ def _poppler_programs() -> Finding:
 
 
 def _devices() -> str:
-    import torch
-    import torchvision  # noqa: F401 - a build that does not match torch's fails here
+    from llama_index_colqwen.embedders.devices import available_devices, require_torch
 
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    return ", ".join(devices)
+    require_torch("colqwen")
+    return ", ".join(available_devices())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Dtype",
     "Replica",
+    "available_devices",
     "choose_devices",
     "choose_dtype",
     "dtype_name",
@@ -67,6 +68,14 @@ def require_torch(extra: str) -> None:
         ) from error
 
 
+def available_devices() -> list[str]:
+    """Name the devices that torch can compute on here."""
+    import torch
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*devices, "mps"] if torch.backends.mps.is_available() else devices
+
+
 def choose_devices(device: str | Sequence[str] | None) -> list[str]:
     """Return the devices asked for, or the best one there is: the first GPU, else MPS, else the CPU.
 
@@ -82,8 +91,7 @@ def choose_devices(device: str | Sequence[str] | None) -> list[str]:
     names = [str(name) for name in device] if isinstance(device, (list, tuple)) else [str(device)]
     if not names or len(set(names)) != len(names):
         raise InvalidOptionError(f"device is a device's name, or a list of different ones; got {device!r}.")
-    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    available += ["mps"] * torch.backends.mps.is_available()
+    available = available_devices()
     for name in names:
         if ("cuda:0" if name == "cuda" else name) not in available:
             raise InvalidOptionError(f"There is no device {name!r} for torch here; there are: {', '.join(available)}.")

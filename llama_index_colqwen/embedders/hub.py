@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import InvalidOptionError, ModelError, ModelNotFoundError
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
 
 __all__ = ["Checkpoint", "locate", "one_line"]
 

@@ -30,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import InvalidOptionError, QueryError
-from llama_index_colqwen.pages import MultiVector, Page
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
+from llama_index_colqwen.pages import Page
 
 __all__ = ["LexicalEmbedder"]
 

@@ -16,7 +16,6 @@ import numpy as np
 from llama_index_colqwen.embedders.colqwen.preprocessing import page_image
 from llama_index_colqwen.embedders.devices import Dtype, choose_devices, choose_dtype, dtype_name, require_torch
 from llama_index_colqwen.embedders.hub import Checkpoint, locate, one_line
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import (
     IncompleteWeightsError,
     InvalidOptionError,
@@ -24,8 +23,10 @@ from llama_index_colqwen.errors import (
     ModelError,
     QueryError,
 )
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
-from llama_index_colqwen.pages import MultiVector, Page, PageVectors
+from llama_index_colqwen.pages import Page
 
 if TYPE_CHECKING:
     import torch

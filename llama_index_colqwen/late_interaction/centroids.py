@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from llama_index_colqwen.pages import MultiVector
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
 __all__ = ["CentroidLists", "Centroids", "number_of_centroids"]
 

@@ -6,22 +6,44 @@ Late interaction in numpy. Knows nothing of PDFs, Milvus or LlamaIndex.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.late_interaction.multivectors import EncodedVectors
-from llama_index_colqwen.pages import Candidate, MultiVector, RankedPage
+from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector, PatchGrid
 
-__all__ = ["maxsim", "maxsim_scores", "rank"]
+__all__ = ["Candidate", "RankedPage", "maxsim", "maxsim_scores", "rank"]
 
 # One matrix product a block. 4k float32 vectors of 128 dims are 2 MB, and stay in the processor's cache between being
 # cast and being multiplied: 100 pages of 865 int8 vectors take 15 ms of one core, and 25 in blocks of 16k.
 # (torch's int8 product is faster on processors with instructions for it, and took twelve times as long on one without.)
 _BLOCK_ROWS = 4096
 _RANK_PAGES = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A page put forward by the store, with all its vectors and, where the embedder knew it, its patch grid."""
+
+    page_id: str
+    encoded: EncodedVectors = field(repr=False)
+    patch_grid: PatchGrid | None = None
+
+    @property
+    def vectors(self) -> MultiVector:
+        """The page's multi-vector, decoded."""
+        return self.encoded.decode()
+
+
+@dataclass(frozen=True)
+class RankedPage:
+    """A page and its MaxSim score; higher is better."""
+
+    page_id: str
+    score: float
 
 
 def maxsim(query: MultiVector, page: MultiVector) -> float:

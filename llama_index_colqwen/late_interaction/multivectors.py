@@ -1,12 +1,10 @@
-"""Float32 multi-vectors <-> int8 or float16, and bytes <-> text chunks that fit a VARCHAR field.
+"""Multi-vectors: what they are, where a page's patches are among them, and float32 <-> int8 or float16.
 
-Knows nothing of pages or Milvus, but for the length of a field.
+Knows nothing of models, scores or Milvus.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,14 +12,49 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.pages import MultiVector
 
-__all__ = ["EncodedVectors", "VectorDtype", "encode_vectors", "join_chunks", "split_chunks"]
+__all__ = [
+    "EncodedVectors",
+    "MultiVector",
+    "PageVectors",
+    "PatchGrid",
+    "VectorDtype",
+    "bytes_a_vector",
+    "encode_vectors",
+]
+
+MultiVector: TypeAlias = npt.NDArray[np.float32]
+"""Float32, shape (num_tokens, dim), unit rows, no padding rows."""
 
 VectorDtype: TypeAlias = Literal["int8", "float16"]
 
-CHUNK_CHARACTERS = 65_532
-"""The largest multiple of 4 (whole base64 groups) within Milvus's VARCHAR limit of 65,535 bytes."""
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Which rows of a page's multi-vector are its patches, and where these lie on the page.
+
+    Rows `start` to `start + rows * columns` are the patches, line by line from the top left; the others belong to the
+    prompt. The patches are equal parts of the page image.
+    """
+
+    rows: int
+    columns: int
+    start: int = 0
+
+
+class PageVectors(np.ndarray[Any, np.dtype[np.float32]]):
+    """A page's multi-vector that knows its patch grid; an array like any other.
+
+    Arrays computed from it (slices, sums, copies) are no page's vectors any more: their `patch_grid` is None.
+    """
+
+    patch_grid: PatchGrid | None = None
+
+    def __new__(cls, vectors: MultiVector, patch_grid: PatchGrid | None = None) -> PageVectors:
+        """View `vectors` as the vectors of a page."""
+        view = np.asarray(vectors, dtype=np.float32).view(cls)
+        view.patch_grid = patch_grid
+        return view
 
 
 @dataclass(frozen=True)
@@ -94,14 +127,3 @@ def encode_vectors(vectors: MultiVector, dtype: VectorDtype) -> EncodedVectors:
         values = np.asarray(vectors / scales[:, None])
         return EncodedVectors(np.rint(values, out=values).astype(np.int8), np.asarray(scales))
     raise InvalidOptionError(f"vector_dtype is one of {', '.join(get_args(VectorDtype))}; got {dtype!r}.")
-
-
-def split_chunks(data: bytes) -> list[str]:
-    """Write bytes as base64 in chunks of at most 65,535 characters."""
-    text = base64.b64encode(data).decode("ascii")
-    return [text[start : start + CHUNK_CHARACTERS] for start in range(0, len(text), CHUNK_CHARACTERS)]
-
-
-def join_chunks(chunks: Sequence[str]) -> bytes:
-    """Undo `split_chunks`."""
-    return base64.b64decode("".join(chunks))

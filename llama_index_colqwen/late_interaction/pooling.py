@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.pages import MultiVector
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
 __all__ = ["pool_to", "pool_tokens"]
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import look_ahead
 from llama_index_colqwen.errors import DocumentError, DocumentNotFoundError, InvalidOptionError, MissingDependencyError
-from llama_index_colqwen.images import image_sha256, write_atomically, write_page_image
+from llama_index_colqwen.images import encode_image, image_sha256, write_atomically, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
 from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
 from llama_index_colqwen.reading import ocr
@@ -31,7 +31,6 @@ from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     SUPPORTED_SUFFIXES,
     Renderer,
-    encode_image,
     render_document,
     split_pages,
 )

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from llama_index_colqwen import __version__
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
-from llama_index_colqwen.embedders.protocol import fingerprint_digest
 from llama_index_colqwen.embedders.remote.contract import FINGERPRINT_HEADER, EmbeddingRequest, Fault, Limits
 from llama_index_colqwen.errors import MissingDependencyError
+from llama_index_colqwen.fingerprint import fingerprint_digest
 from llama_index_colqwen.serving.handler import log_fault
 
 try:

@@ -20,7 +20,7 @@ from llama_index_colqwen.embedders.remote.contract import (
     response_object,
 )
 from llama_index_colqwen.errors import DeviceMemoryError, ModelError, QueryError, UnreadableDocumentError
-from llama_index_colqwen.pages import MultiVector
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
 __all__ = ["EndpointHandler", "fault_of_item", "log_fault", "run_each"]
 

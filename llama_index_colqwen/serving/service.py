@@ -30,7 +30,8 @@ from llama_index_colqwen.embedders.remote.contract import (
     response_json,
 )
 from llama_index_colqwen.errors import InvalidOptionError
-from llama_index_colqwen.pages import MultiVector, Page
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.serving.batching import Batcher
 from llama_index_colqwen.serving.handler import fault_of_item
 

@@ -58,13 +58,13 @@ class MilvusConnection:
     Args:
         uri: Normalised.
         token: For servers that ask for one.
-        collection: What errors speak of.
+        collection_name: What errors speak of.
     """
 
-    def __init__(self, uri: str, token: str | None, collection: str) -> None:
+    def __init__(self, uri: str, token: str | None, collection_name: str) -> None:
         """See the class; nothing is opened yet."""
         self.uri, self.is_local = uri, is_local(uri)
-        self._token, self._collection = token, collection
+        self._token, self._collection_name = token, collection_name
         self._lock = threading.Lock()
         self._client: MilvusClient | None = None
 
@@ -105,7 +105,8 @@ class MilvusConnection:
         except (MilvusException, grpc.RpcError) as error:
             what = error.message if isinstance(error, MilvusException) else str(error.details())
             raise StoreError(
-                f"Milvus could not {action} collection {self._collection!r} at {self.uri}: {what} {_next_step(what)}"
+                f"Milvus could not {action} collection {self._collection_name!r} at {self.uri}: {what} "
+                f"{_next_step(what)}"
             ) from error
 
 

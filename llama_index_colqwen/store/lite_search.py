@@ -13,7 +13,6 @@ import logging
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,12 @@ from llama_index_colqwen.late_interaction.centroids import (
     number_of_centroids,
     sample_size,
 )
-from llama_index_colqwen.pages import Candidate, MultiVector
-from llama_index_colqwen.store.connection import MilvusConnection
+from llama_index_colqwen.late_interaction.maxsim import Candidate
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
-from llama_index_colqwen.store.vector_shards import StoredVectors, VectorTables
+from llama_index_colqwen.store.vector_shards import StoredVectors
 
-__all__ = ["Fetch", "LocalPages", "SharedCollection", "close_shared", "drop_shared", "is_shared", "open_shared"]
+__all__ = ["Fetch", "LocalPages"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,62 +43,6 @@ _GROWTH = 4
 _BATCH_PAGES = 16
 _SAVE_PAGES = 512  # what a crash loses takes a millisecond a page to work out again
 _SAMPLE_PAGES = 2048
-
-
-@dataclass
-class SharedCollection:
-    """A Milvus Lite collection that stores of this process have open.
-
-    Attributes:
-        pages: What is known of it.
-        vectors: Its exact vectors.
-        connection: Of its own, for `vectors`: stores close theirs when they like.
-        users: Which stores have it open.
-    """
-
-    pages: LocalPages
-    vectors: VectorTables
-    connection: MilvusConnection
-    users: set[int] = field(default_factory=set)
-
-
-_SHARED_LOCK = threading.RLock()
-_SHARED: dict[tuple[str, str], SharedCollection] = {}
-
-
-def open_shared(key: tuple[str, str], user: int, make: Callable[[], SharedCollection]) -> SharedCollection:
-    """Return the collection of that uri and name, made if nobody has it open, for one more user."""
-    with _SHARED_LOCK:
-        if key not in _SHARED:
-            _SHARED[key] = make()
-        _SHARED[key].users.add(user)
-        return _SHARED[key]
-
-
-def is_shared(key: tuple[str, str], shared: SharedCollection) -> bool:
-    """Whether that is still the collection of that uri and name: clearing it makes it another one."""
-    with _SHARED_LOCK:
-        return _SHARED.get(key) is shared
-
-
-def close_shared(key: tuple[str, str], shared: SharedCollection, user: int) -> None:
-    """Take a user off; the last one closes the collection."""
-    with _SHARED_LOCK:
-        shared.users.discard(user)
-        if shared.users or _SHARED.get(key) is not shared:
-            return
-        del _SHARED[key]
-        shared.pages.close()
-        shared.vectors.close()
-        shared.connection.close()
-
-
-def drop_shared(key: tuple[str, str]) -> None:
-    """Forget a collection that was dropped, whoever has it open."""
-    with _SHARED_LOCK:
-        if (shared := _SHARED.pop(key, None)) is not None:
-            shared.pages.close(save=False)
-            shared.connection.close()
 
 
 Fetch = Callable[[Mapping[str, StoredVectors]], Iterable[tuple[str, CachedVectors]]]

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.late_interaction.pooling import pool_to
-from llama_index_colqwen.pages import MultiVector, Page
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.connection import MilvusConnection
 from llama_index_colqwen.store.schema import AnnIndex, CandidateVectors, candidate_id, candidate_rows, page_of_candidate
 from llama_index_colqwen.store.table import MilvusTable

@@ -1,7 +1,7 @@
 """Pages and their multi-vectors <-> Milvus: Milvus Lite on a file, a server, or Zilliz, by `uri` and `token`.
 
 Knows nothing of LlamaIndex's nodes, PDFs or models, and does not score: it puts candidates forward. What is kept is in
-`schema`; which pages are candidates is found by `local` (Milvus Lite) or `ann` (servers).
+`schema`; which pages are candidates is found by `lite_search` (Milvus Lite) or `milvus_search` (servers).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
+from llama_index_colqwen.concurrency import in_thread
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
     DimensionMismatchError,
@@ -27,18 +27,13 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     StoreError,
 )
-from llama_index_colqwen.late_interaction.multivectors import VectorDtype, encode_vectors
-from llama_index_colqwen.pages import Candidate, MultiVector, Page
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.maxsim import Candidate
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.connection import MilvusConnection, normalise_uri, quote
 from llama_index_colqwen.store.filters import PageFilter, page_filter
-from llama_index_colqwen.store.lite_search import (
-    LocalPages,
-    SharedCollection,
-    close_shared,
-    drop_shared,
-    is_shared,
-    open_shared,
-)
+from llama_index_colqwen.store.lite_search import LocalPages
 from llama_index_colqwen.store.milvus_search import MAX_HITS, MilvusCandidates
 from llama_index_colqwen.store.schema import (
     SCHEMA_VERSION,
@@ -54,6 +49,7 @@ from llama_index_colqwen.store.schema import (
     vectors_hash,
     vectors_row,
 )
+from llama_index_colqwen.store.shared import SharedCollection, close_shared, drop_shared, is_shared, open_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
 from llama_index_colqwen.store.vector_shards import StoredVectors, VectorTables
@@ -100,7 +96,7 @@ class MilvusPageStore:
     Args:
         uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address such as `http://localhost:19530`.
         token: `user:password` or an API key, for servers that ask for one.
-        collection: Letters, digits and underscores; several collections can share one database.
+        collection_name: Letters, digits and underscores; several collections can share one database.
         vector_dtype: How exact vectors are kept: "int8" (the default; one scale a vector) or "float16" (twice the size,
             exact to 0.0002).
         candidate_vectors: How many vectors of a page Milvus searches for candidates: a number, to which they are
@@ -116,7 +112,7 @@ class MilvusPageStore:
         self,
         uri: str | Path = "./colqwen.db",
         token: str | None = None,
-        collection: str = "pages",
+        collection_name: str = "pages",
         vector_dtype: VectorDtype | None = None,
         candidate_vectors: CandidateVectors | None = None,
         ann_index: AnnIndex | None = None,
@@ -124,9 +120,9 @@ class MilvusPageStore:
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         """See the class; nothing is opened yet."""
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
             raise InvalidOptionError(
-                f"A collection's name has letters, digits and underscores, and no digit first; got {collection!r}."
+                f"A collection's name has letters, digits and underscores, and no digit first; got {collection_name!r}."
             )
         if vector_dtype not in (None, "int8", "float16"):
             raise InvalidOptionError(f"vector_dtype is int8 or float16; got {vector_dtype!r}.")
@@ -138,12 +134,12 @@ class MilvusPageStore:
         if cache_bytes < 1:
             raise InvalidOptionError(f"cache_bytes is at least 1; got {cache_bytes!r}.")
         self.uri = normalise_uri(uri)
-        self.collection = collection
+        self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
         self._cache_bytes = cache_bytes
-        self._connection = MilvusConnection(self.uri, token, collection)
+        self._connection = MilvusConnection(self.uri, token, collection_name)
         self._cache_dir = self._choose_cache_dir(cache_dir)
-        self._pages = MilvusTable(self._connection, collection, "page_id")
+        self._pages = MilvusTable(self._connection, collection_name, "page_id")
         self._lock = threading.RLock()
         self._opened: _Opened | None = None
 
@@ -185,7 +181,7 @@ class MilvusPageStore:
                 (self._ann_index or AnnIndex()) if in_milvus else None,
             )
             with self._connection.errors("create"):
-                create_collections(self._connection.client, self.collection, made, self._is_lite())
+                create_collections(self._connection.client, self.collection_name, made, self._is_lite())
             opened = self._use(made)
             if opened.candidates is not None and self._ann_index is not None:
                 opened.candidates.warn_of_ignored_parameters()
@@ -233,8 +229,8 @@ class MilvusPageStore:
         for page, multi_vector in zip(pages, vectors, strict=True):
             if multi_vector.ndim != 2 or multi_vector.shape[1] != dim or not len(multi_vector):
                 raise DimensionMismatchError(
-                    f"Collection {self.collection!r} holds {dim}-dim vectors, one or more a page; page {page.page_id} "
-                    f"came with shape {multi_vector.shape}."
+                    f"Collection {self.collection_name!r} holds {dim}-dim vectors, one or more a page; page "
+                    f"{page.page_id} came with shape {multi_vector.shape}."
                 )
             if not np.isfinite(multi_vector).all():
                 raise StoreError(f"The vectors of page {page.page_id} are not finite; nothing was stored.")
@@ -309,10 +305,10 @@ class MilvusPageStore:
             found = self._description(strict=False)
             # The pages' collection goes first: what is left without it is not taken for a collection.
             self._pages.drop()
-            VectorTables(self._connection, self.collection, 0, "int8", sharded=True).drop()
-            MilvusTable(self._connection, candidates_collection(self.collection), "candidate_id").drop()
+            VectorTables(self._connection, self.collection_name, 0, "int8", sharded=True).drop()
+            MilvusTable(self._connection, candidates_collection(self.collection_name), "candidate_id").drop()
             self._forget()
-            drop_shared((self.uri, self.collection))
+            drop_shared((self.uri, self.collection_name))
             if found is not None:
                 self._make_cache(found).clear()
 
@@ -373,7 +369,7 @@ class MilvusPageStore:
             raise InvalidOptionError(f"candidate_k is at least 1; got {candidate_k}.")
         if query.ndim != 2 or not len(query) or query.shape[1] != dim:
             raise DimensionMismatchError(
-                f"Collection {self.collection!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
+                f"Collection {self.collection_name!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
             )
         chosen = page_filter(filters)
         if opened.shared is None:
@@ -386,58 +382,18 @@ class MilvusPageStore:
 
     # ---- the same, for the event loop
 
-    async def aopen(self, fingerprint: EmbedderFingerprint, candidate_vectors: CandidateVectors | None = None) -> None:
-        """Do `open` without blocking the event loop."""
-        await asyncio.to_thread(self.open, fingerprint, candidate_vectors)
-
-    async def aclose(self) -> None:
-        """Do `close` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
-
-    async def afingerprint(self) -> EmbedderFingerprint:
-        """Do `fingerprint` without blocking the event loop."""
-        return await asyncio.to_thread(self.fingerprint)
-
-    async def aadd(self, pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
-        """Do `add` without blocking the event loop."""
-        await asyncio.to_thread(self.add, pages, vectors)
-
-    async def aupdate(self, pages: Sequence[Page]) -> None:
-        """Do `update` without blocking the event loop."""
-        await asyncio.to_thread(self.update, pages)
-
-    async def adelete(
-        self,
-        page_ids: Sequence[str] = (),
-        document_ids: Sequence[str] = (),
-        filters: MetadataFilters | None = None,
-    ) -> int:
-        """Do `delete` without blocking the event loop."""
-        return await asyncio.to_thread(self.delete, page_ids, document_ids, filters)
-
-    async def adelete_other_versions(self, file_path: str, document_id: str) -> int:
-        """Do `delete_other_versions` without blocking the event loop."""
-        return await asyncio.to_thread(self.delete_other_versions, file_path, document_id)
-
-    async def aclear(self) -> None:
-        """Do `clear` without blocking the event loop."""
-        await asyncio.to_thread(self.clear)
-
-    async def acount(self, filters: MetadataFilters | None = None) -> int:
-        """Do `count` without blocking the event loop."""
-        return await asyncio.to_thread(self.count, filters)
-
-    async def adocuments(self) -> list[StoredDocument]:
-        """Do `documents` without blocking the event loop."""
-        return await asyncio.to_thread(self.documents)
-
-    async def astates(self, page_ids: Sequence[str]) -> dict[str, StoredState]:
-        """Do `states` without blocking the event loop."""
-        return await asyncio.to_thread(self.states, page_ids)
-
-    async def aget(self, page_ids: Sequence[str]) -> list[Page]:
-        """Do `get` without blocking the event loop."""
-        return await asyncio.to_thread(self.get, page_ids)
+    aopen = in_thread(open)
+    aclose = in_thread(close)
+    afingerprint = in_thread(fingerprint)
+    aadd = in_thread(add)
+    aupdate = in_thread(update)
+    adelete = in_thread(delete)
+    adelete_other_versions = in_thread(delete_other_versions)
+    aclear = in_thread(clear)
+    acount = in_thread(count)
+    adocuments = in_thread(documents)
+    astates = in_thread(states)
+    aget = in_thread(get)
 
     async def acandidates(
         self,
@@ -559,10 +515,11 @@ class MilvusPageStore:
         if not self._pages.exists():
             return None
         with self._connection.errors("open"):
-            found = read_description(self._connection.client, self.collection)
+            found = read_description(self._connection.client, self.collection_name)
         if found is None and strict:
             raise StoreError(
-                f"Collection {self.collection!r} in {self.uri} was not made by this package; choose another collection."
+                f"Collection {self.collection_name!r} in {self.uri} was not made by this package; choose another "
+                "collection_name."
             )
         return found
 
@@ -570,14 +527,14 @@ class MilvusPageStore:
         found = self._description()
         if found is None:
             raise CollectionNotFoundError(
-                f"There is no collection {self.collection!r} in {self.uri}: nothing has been indexed there. "
-                "Index documents first, or check uri and collection."
+                f"There is no collection {self.collection_name!r} in {self.uri}: nothing has been indexed there. "
+                "Index documents first, or check uri and collection_name."
             )
         return found
 
     def _check(self, found: CollectionDescription, fingerprint: EmbedderFingerprint) -> None:
         """Refuse a collection that was made by another embedder, or otherwise than asked for."""
-        where = f"Collection {self.collection!r} in {self.uri}"
+        where = f"Collection {self.collection_name!r} in {self.uri}"
         again = "or index again with overwrite=True"
         if found.schema != SCHEMA_VERSION:
             raise FingerprintMismatchError(
@@ -603,31 +560,33 @@ class MilvusPageStore:
         if description.ann_index is not None and description.candidate_vectors is not None:
             # What searching takes is the reader's to say, and not the collection's.
             ann_index = self._ann_index or description.ann_index
-            name = candidates_collection(self.collection)
+            name = candidates_collection(self.collection_name)
             candidates = MilvusCandidates(self._connection, name, description.candidate_vectors, ann_index)
         cache, shared = self._make_cache(description), None
-        for folder in self._cache_dir.glob(f"{self.collection}-*"):
+        for folder in self._cache_dir.glob(f"{self.collection_name}-*"):
             if folder != cache.folder:  # of a collection of this name that was cleared, maybe by another process
                 shutil.rmtree(folder, ignore_errors=True)
         if self.is_local and candidates is None:
             shared = open_shared(
-                (self.uri, self.collection), id(self), lambda: self._make_shared(description, LocalPages(cache))
+                (self.uri, self.collection_name), id(self), lambda: self._make_shared(description, LocalPages(cache))
             )
         dim, dtype = description.embedder.dim, description.vector_dtype
-        vectors = VectorTables(self._connection, self.collection, dim, dtype, sharded=False)
+        vectors = VectorTables(self._connection, self.collection_name, dim, dtype, sharded=False)
         self._opened = _Opened(description, cache, vectors if shared is None else shared.vectors, candidates, shared)
         return self._opened
 
     def _make_shared(self, description: CollectionDescription, pages: LocalPages) -> SharedCollection:
-        connection = MilvusConnection(self.uri, None, self.collection)
+        connection = MilvusConnection(self.uri, None, self.collection_name)
         dim, dtype = description.embedder.dim, description.vector_dtype
-        return SharedCollection(pages, VectorTables(connection, self.collection, dim, dtype, sharded=True), connection)
+        return SharedCollection(
+            pages, VectorTables(connection, self.collection_name, dim, dtype, sharded=True), connection
+        )
 
     def _require_open(self) -> _Opened:
         """Return what is open, opening an existing collection for whichever embedder made it."""
         with self._lock:
             shared = self._opened.shared if self._opened is not None else None
-            if shared is not None and not is_shared((self.uri, self.collection), shared):
+            if shared is not None and not is_shared((self.uri, self.collection_name), shared):
                 self._forget()  # another store has cleared it
             if self._opened is None:
                 found = self._require_description()
@@ -648,11 +607,11 @@ class MilvusPageStore:
         """Undo `_use`."""
         self._pages.forget()
         if self._opened is not None and self._opened.shared is not None:
-            close_shared((self.uri, self.collection), self._opened.shared, id(self))
+            close_shared((self.uri, self.collection_name), self._opened.shared, id(self))
         self._opened = None
 
     def _make_cache(self, description: CollectionDescription) -> VectorCache:
-        folder = self._cache_dir / f"{self.collection}-{description.generation}"
+        folder = self._cache_dir / f"{self.collection_name}-{description.generation}"
         max_bytes = None if self.is_local else self._cache_bytes
         return VectorCache(folder, description.embedder.dim, description.vector_dtype, max_bytes)
 

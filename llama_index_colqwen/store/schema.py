@@ -14,18 +14,19 @@ page's row points to them: readers never see a mix.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
-from llama_index_colqwen.late_interaction.multivectors import VectorDtype, join_chunks, split_chunks
-from llama_index_colqwen.pages import MultiVector, Page, PatchGrid
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, PatchGrid, VectorDtype
+from llama_index_colqwen.pages import Page
 
 if TYPE_CHECKING:
     from pymilvus import CollectionSchema, MilvusClient
@@ -57,6 +58,8 @@ CandidateVectors: TypeAlias = int | Literal["all"]
 
 _PROPERTY = "colqwen.collection"
 _MAX_VARCHAR = 65_535
+CHUNK_CHARACTERS = 65_532
+"""The largest multiple of 4 (whole base64 groups) within Milvus's VARCHAR limit of 65,535 bytes."""
 _MAX_CHUNKS = 256  # 16 MB of base64: 90,000 int8 vectors of dim 128 a page
 
 
@@ -115,17 +118,19 @@ class CollectionDescription:
         return cls(embedder, ann_index=None if ann_index is None else AnnIndex(**ann_index), **fields)
 
 
-def vectors_collection(collection: str) -> str:
+def vectors_collection(collection_name: str) -> str:
     """Name the collection that keeps the exact multi-vectors."""
-    return f"{collection}_vectors"
+    return f"{collection_name}_vectors"
 
 
-def candidates_collection(collection: str) -> str:
+def candidates_collection(collection_name: str) -> str:
     """Name the collection that Milvus searches, where it does."""
-    return f"{collection}_candidates"
+    return f"{collection_name}_candidates"
 
 
-def create_collections(client: MilvusClient, collection: str, description: CollectionDescription, lite: bool) -> None:
+def create_collections(
+    client: MilvusClient, collection_name: str, description: CollectionDescription, lite: bool
+) -> None:
     """Create the collections; the pages' comes last, so that its presence means that all are there."""
     from pymilvus import DataType
 
@@ -146,15 +151,17 @@ def create_collections(client: MilvusClient, collection: str, description: Colle
     pages.add_field("mean_vector", DataType.FLOAT_VECTOR, dim=description.embedder.dim)
 
     for name in client.list_collections():
-        if name == candidates_collection(collection) or re.fullmatch(rf"{vectors_collection(collection)}(_\d+)?", name):
+        if name == candidates_collection(collection_name) or re.fullmatch(
+            rf"{vectors_collection(collection_name)}(_\d+)?", name
+        ):
             client.drop_collection(name)
     with ThreadPoolExecutor(2) as pool:  # a server takes three seconds for each, most of them waiting
-        making = [pool.submit(create_vectors, client, vectors_collection(collection))]
+        making = [pool.submit(create_vectors, client, vectors_collection(collection_name))]
         if description.ann_index is not None:
-            making.append(pool.submit(_create_candidates, client, collection, description, lite))
+            making.append(pool.submit(_create_candidates, client, collection_name, description, lite))
         for made in making:
             made.result()
-    _create(client, collection, pages, "mean_vector", properties={_PROPERTY: text})
+    _create(client, collection_name, pages, "mean_vector", properties={_PROPERTY: text})
 
 
 def create_vectors(client: MilvusClient, name: str) -> None:
@@ -171,7 +178,9 @@ def create_vectors(client: MilvusClient, name: str) -> None:
     _create(client, name, vectors, "unused")
 
 
-def _create_candidates(client: MilvusClient, collection: str, description: CollectionDescription, lite: bool) -> None:
+def _create_candidates(
+    client: MilvusClient, collection_name: str, description: CollectionDescription, lite: bool
+) -> None:
     from pymilvus import DataType
 
     candidates = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -183,18 +192,29 @@ def _create_candidates(client: MilvusClient, collection: str, description: Colle
     candidates.add_field("vector", DataType.FLOAT_VECTOR, dim=description.embedder.dim)
     # Servers choose the index that they have for texts; Milvus Lite has one and wants it named.
     page_index = "INVERTED" if lite else ""
-    _create(client, candidates_collection(collection), candidates, "vector", description.ann_index, page_index)
+    _create(client, candidates_collection(collection_name), candidates, "vector", description.ann_index, page_index)
 
 
-def read_description(client: MilvusClient, collection: str) -> CollectionDescription | None:
+def read_description(client: MilvusClient, collection_name: str) -> CollectionDescription | None:
     """Return what the collection says of itself; None if this package did not make it."""
-    described = client.describe_collection(collection)
+    described = client.describe_collection(collection_name)
     # Milvus Lite keeps properties and forgets descriptions; servers have kept descriptions longer than properties.
     text = described.get("properties", {}).get(_PROPERTY) or described.get("description") or "{}"
     try:
         return CollectionDescription.from_json(text)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def split_chunks(data: bytes) -> list[str]:
+    """Write bytes as base64 in chunks of at most 65,535 characters."""
+    text = base64.b64encode(data).decode("ascii")
+    return [text[start : start + CHUNK_CHARACTERS] for start in range(0, len(text), CHUNK_CHARACTERS)]
+
+
+def join_chunks(chunks: Sequence[str]) -> bytes:
+    """Undo `split_chunks`."""
+    return base64.b64decode("".join(chunks))
 
 
 def vectors_hash(encoded: bytes) -> str:

@@ -25,8 +25,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from llama_index_colqwen.concurrency import gather
-from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, VectorDtype, bytes_a_vector
-from llama_index_colqwen.pages import PatchGrid
+from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, PatchGrid, VectorDtype, bytes_a_vector
 
 __all__ = ["CachedVectors", "VectorCache"]
 

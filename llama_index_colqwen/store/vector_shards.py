@@ -42,17 +42,17 @@ class VectorTables:
 
     Args:
         connection: To the database.
-        collection: The pages' collection.
+        collection_name: The pages' collection.
         dim: Length of a vector.
         dtype: How vectors are encoded.
         sharded: Whether there is one collection for every 512 pages.
     """
 
     def __init__(
-        self, connection: MilvusConnection, collection: str, dim: int, dtype: VectorDtype, sharded: bool
+        self, connection: MilvusConnection, collection_name: str, dim: int, dtype: VectorDtype, sharded: bool
     ) -> None:
         """See the class; nothing is opened yet."""
-        self._connection, self._collection = connection, collection
+        self._connection, self._collection_name = connection, collection_name
         self._dim, self._dtype, self._sharded = dim, dtype, sharded
         self._lock = threading.RLock()
         self._tables: dict[int, MilvusTable] = {}  # those that are in Milvus Lite's memory
@@ -138,10 +138,10 @@ class VectorTables:
         return self._tables.setdefault(shard, MilvusTable(self._connection, self._name(shard), "vector_id"))
 
     def _name(self, shard: int) -> str:
-        return vectors_collection(self._collection) + (f"_{shard}" if shard else "")
+        return vectors_collection(self._collection_name) + (f"_{shard}" if shard else "")
 
     def _shards(self) -> list[int]:
-        first = vectors_collection(self._collection)
+        first = vectors_collection(self._collection_name)
         with self._connection.errors("open"):
             names = set(self._connection.client.list_collections())
         for name in [name for name in names if name.startswith(first) and name.endswith(_UNLOADING)]:

@@ -27,7 +27,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(autouse=True)
 def _working_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that are given no --db use one where they are run."""
+    """Commands that are given no --uri use one where they are run."""
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
 
@@ -36,7 +36,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two sample PDFs that have a text layer, indexed."""
     path = tmp_path_factory.mktemp("cli") / "samples.db"
     pdfs = sorted(pdf for pdf in SAMPLES.glob("*.pdf") if "scan" not in pdf.name)
-    result = run("index", *pdfs, "--db", path)
+    result = run("index", *pdfs, "--uri", path)
     assert result.exit_code == 0, result.output
     assert "14 pages in" in result.output
     assert "14 added, 0 updated, 0 unchanged" in result.output
@@ -44,13 +44,13 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_search_prints_a_table_best_first(db: Path) -> None:
-    result = run("search", "Which sensor drifted least in the salt-spray test?", "--db", db)
+    result = run("search", "Which sensor drifted least in the salt-spray test?", "--uri", db)
     assert result.exit_code == 0
     assert re.search(r"│ 1\s+│ \d\.\d+ │ tidal-sensors", result.output)
 
 
 def test_search_as_json_names_pages_whose_images_are_there(db: Path) -> None:
-    result = run("search", "Which sensor drifted least in the salt-spray test?", "--db", db, "-k", 2, "--json")
+    result = run("search", "Which sensor drifted least in the salt-spray test?", "--uri", db, "-k", 2, "--json")
     hits = json.loads(result.stdout)
     assert [hit["rank"] for hit in hits] == [1, 2]
     assert (hits[0]["file_name"], hits[0]["page_number"]) == ("tidal-sensors-paper.pdf", 3)
@@ -60,7 +60,7 @@ def test_search_as_json_names_pages_whose_images_are_there(db: Path) -> None:
 
 
 def test_info_lists_documents_and_the_embedder(db: Path) -> None:
-    result = run("info", "--db", db)
+    result = run("info", "--uri", db)
     assert "made by lexical" in result.output
     assert "2 documents, 14 pages" in result.output
 
@@ -68,10 +68,10 @@ def test_info_lists_documents_and_the_embedder(db: Path) -> None:
 def test_indexing_again_changes_nothing_and_a_new_version_replaces_the_old(tmp_path: Path) -> None:
     pdf, db = tmp_path / "report.pdf", tmp_path / "x.db"
     write_text_pdf(pdf, "turbidity of the basin", "height of the quay")
-    assert "2 added" in run("index", pdf, "--db", db).output
-    assert "0 added, 0 updated, 2 unchanged, 0 removed" in run("index", pdf, "--db", db).output
+    assert "2 added" in run("index", pdf, "--uri", db).output
+    assert "0 added, 0 updated, 2 unchanged, 0 removed" in run("index", pdf, "--uri", db).output
     write_text_pdf(pdf, "turbidity of the harbour")
-    assert "1 pages in" in (output := run("index", pdf, "--db", db).output)
+    assert "1 pages in" in (output := run("index", pdf, "--uri", db).output)
     assert "1 added, 0 updated, 0 unchanged, 2 removed" in output
 
 
@@ -81,15 +81,15 @@ def test_indexing_again_changes_nothing_and_a_new_version_replaces_the_old(tmp_p
         (["index", "no-such.pdf"], "no-such.pdf: there is no such file or folder"),
         (["index", "{tmp}"], "the folder has no files at all; supported are"),
         (["index", __file__], "files of type .py are not read"),
-        (["index", "{samples}", "--db", "x.sqlite"], "ending in .db"),
+        (["index", "{samples}", "--uri", "x.sqlite"], "ending in .db"),
         (["index", "{samples}", "--language", "xx"], "no word frequencies for language 'xx'"),
-        (["index", "{samples}", "--collection", "a-b"], "letters, digits and underscores"),
-        (["search", "", "--db", "{db}"], "The query is empty"),
-        (["search", "?!", "--db", "{db}"], "no letters or digits"),
-        (["search", "x", "-k", "0", "--db", "{db}"], "similarity_top_k is at least 1"),
-        (["search", "x", "--db", "{tmp}/nothing.db"], "nothing has been indexed there"),
-        (["info", "--db", "{db}", "--collection", "other"], "no collection 'other'"),
-        (["index", "{samples}", "--db", "{db}", "--language", "de"], "language='en'.*language='de'"),
+        (["index", "{samples}", "--collection-name", "a-b"], "letters, digits and underscores"),
+        (["search", "", "--uri", "{db}"], "The query is empty"),
+        (["search", "?!", "--uri", "{db}"], "no letters or digits"),
+        (["search", "x", "-k", "0", "--uri", "{db}"], "similarity_top_k is a whole number, at least 1"),
+        (["search", "x", "--uri", "{tmp}/nothing.db"], "nothing has been indexed there"),
+        (["info", "--uri", "{db}", "--collection-name", "other"], "no collection 'other'"),
+        (["index", "{samples}", "--uri", "{db}", "--language", "de"], "language='en'.*language='de'"),
     ],
 )
 def test_mistake_gets_one_sentence_and_exit_code_1(
@@ -108,7 +108,7 @@ def test_mistake_gets_one_sentence_and_exit_code_1(
 def test_image_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     pdf = SAMPLES / "tidal-sensors-paper.pdf"
-    result = run("index", pdf, "--db", tmp_path / "x.db", "--images", tmp_path / "taken" / "images")
+    result = run("index", pdf, "--uri", tmp_path / "x.db", "--image-dir", tmp_path / "taken" / "images")
     assert result.exit_code == 1
     assert re.search("^Error: .*Not a directory.*taken", result.stderr, re.MULTILINE)
 
@@ -121,8 +121,8 @@ def test_unknown_command_and_option_are_usage_errors() -> None:
 def test_unreadable_files_are_noted_when_skipped(tmp_path: Path) -> None:
     write_text_pdf(tmp_path / "good.pdf", "turbidity of the basin")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 and then nothing")
-    assert run("index", tmp_path, "--db", tmp_path / "x.db").exit_code == 1
-    result = run("index", tmp_path, "--db", tmp_path / "x.db", "--on-error", "skip")
+    assert run("index", tmp_path, "--uri", tmp_path / "x.db").exit_code == 1
+    result = run("index", tmp_path, "--uri", tmp_path / "x.db", "--on-error", "skip")
     assert result.exit_code == 0
     assert "Note: 1 of 2 files were left out" in result.stderr
     assert "bad.pdf" in result.stderr
@@ -134,7 +134,7 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
         write_text_pdf(
             tmp_path / f"{number:02d}.pdf", *(f"page {number}-{part} of the maintenance manual" for part in range(25))
         )
-    command = [sys.executable, "-m", "llama_index_colqwen.cli", "index", str(tmp_path), "--db", str(tmp_path / "x.db")]
+    command = [sys.executable, "-m", "llama_index_colqwen.cli", "index", str(tmp_path), "--uri", str(tmp_path / "x.db")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         # At most 96 pages are drawn and not yet embedded; what is embedded is stored, also at Ctrl-C.
         while len(list((tmp_path / "x.images").rglob("*.jpg"))) < 96 + 32:
@@ -145,7 +145,7 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
     stored = int(re.findall(r"Interrupted. (\d+) pages are stored", errors)[0])
     assert 32 <= stored < 400
     assert "Traceback" not in errors
-    result = run("index", tmp_path, "--db", tmp_path / "x.db")
+    result = run("index", tmp_path, "--uri", tmp_path / "x.db")
     assert f"400 pages in {tmp_path / 'x.db'}: {400 - stored} added, 0 updated, {stored} unchanged" in result.output
 
 
@@ -153,28 +153,28 @@ def test_visual_model_indexes_and_is_found_again_by_search(tmp_path: Path, check
     pdf, db = SAMPLES / "tidal-sensors-paper.pdf", tmp_path / "visual.db"
     model = tmp_path / "model"
     shutil.copytree(checkpoint(), model)
-    result = run("index", pdf, "--db", db, "--embedder", model, "--ocr", "never")
+    result = run("index", pdf, "--uri", db, "--embedder", model, "--ocr", "never")
     assert result.exit_code == 0, result.output
     made_by = r"made by ColQwen2 in .*model \(revision \w+, 128-dim.*max_visual_tokens=768"
-    assert re.search(made_by, run("info", "--db", db).output)
-    found = json.loads(run("search", "Which sensor drifted least?", "--db", db, "--json", "-k", "2").stdout)
+    assert re.search(made_by, run("info", "--uri", db).output)
+    found = json.loads(run("search", "Which sensor drifted least?", "--uri", db, "--json", "-k", "2").stdout)
     assert [row["rank"] for row in found] == [1, 2]
     model.rename(tmp_path / "moved")
-    gone = run("search", "Which sensor drifted least?", "--db", db)
+    gone = run("search", "Which sensor drifted least?", "--uri", db)
     assert re.search("Error: There is no folder '.*model'", gone.stderr)
     moved = ("--embedder", tmp_path / "moved")
     assert (
-        json.loads(run("search", "Which sensor drifted least?", "--db", db, "--json", "-k", "2", *moved).stdout)
+        json.loads(run("search", "Which sensor drifted least?", "--uri", db, "--json", "-k", "2", *moved).stdout)
         == found
     )
 
 
-def test_doctor_says_what_works_and_how_to_mend_the_rest() -> None:
+def test_doctor_says_what_works_and_how_to_fix_the_rest() -> None:
     result = run("doctor", "--uri", "http://127.0.0.1:9")
     assert result.exit_code == 0, result.output
     assert "works  Milvus Lite: milvus-lite" in result.output
     assert "works  Embedder 'lexical'" in result.output
-    assert re.search(r"absent  Milvus at http://127.0.0.1:9: .*\n +mend it with: start the server", result.output)
+    assert re.search(r"absent  Milvus at http://127.0.0.1:9: .*\n +fix it with: start the server", result.output)
 
 
 def test_version_is_the_packages() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_index_colqwen import InvalidOptionError, LexicalEmbedder, MultiVectorEmbedder, QueryError
-from llama_index_colqwen.embedders.protocol import resolve_embedder
+from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from tests.fakes import make_page
 

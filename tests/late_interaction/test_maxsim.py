@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_index_colqwen import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.late_interaction.maxsim import maxsim, maxsim_scores, rank
+from llama_index_colqwen.late_interaction.maxsim import Candidate, maxsim, maxsim_scores, rank
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, VectorDtype, encode_vectors
-from llama_index_colqwen.pages import Candidate
 from tests.fakes import unit_rows
 
 

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from llama_index_colqwen import DimensionMismatchError, InvalidOptionError
-from llama_index_colqwen.late_interaction.multivectors import (
-    EncodedVectors,
-    VectorDtype,
-    encode_vectors,
-    join_chunks,
-    split_chunks,
-)
+from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, VectorDtype, encode_vectors
+from llama_index_colqwen.store.schema import join_chunks, split_chunks
 from tests.fakes import unit_rows
 
 

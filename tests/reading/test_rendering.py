@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
+from llama_index_colqwen.images import encode_image
 from llama_index_colqwen.pages import RenderedPage
-from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, encode_image, render_document
+from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, render_document
 from tests.documents import (
     colour_name,
     corner_colours,

@@ -120,7 +120,7 @@ def pages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The pages above in Milvus."""
     folder = tmp_path_factory.mktemp("filters")
     uri = folder / "filters.db" if request.param == "file" else request.getfixturevalue("milvus_server")
-    with MilvusPageStore(uri, collection="filters", cache_dir=folder / "cache") as store:
+    with MilvusPageStore(uri, collection_name="filters", cache_dir=folder / "cache") as store:
         store.clear()
         store.open(EmbedderFingerprint("table", "1", 4))
         store.add(PAGES, [unit_rows(number, 2) for number, _ in enumerate(PAGES)])

@@ -46,7 +46,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     uri = folder / "ann.db" if where == "file" else request.getfixturevalue(where)
     with MilvusPageStore(
         uri,
-        collection=f"ann_{number}",
+        collection_name=f"ann_{number}",
         candidate_vectors="all" if number == "all" else int(number),
         cache_dir=folder / "cache",
     ) as opened:
@@ -68,7 +68,7 @@ def candidate_rows(store: MilvusPageStore) -> list[dict[str, Any]]:
 
 
 def test_pages_have_numbered_rows_of_their_candidate_vectors(store: MilvusPageStore) -> None:
-    number = 60 if "all" in store.collection else 8
+    number = 60 if "all" in store.collection_name else 8
     rows = [row for row in candidate_rows(store) if row["page_id"] == page_id(7)]
     assert sorted(row["sequence_id"] for row in rows) == list(range(number))
     assert {row["document_id"] for row in rows} == {"document"}
@@ -126,11 +126,13 @@ def test_more_hits_are_asked_for_until_there_are_enough_pages(store: MilvusPageS
 
 def test_options_are_checked_when_the_collection_is_opened_again(store: MilvusPageStore) -> None:
     for options in ({"candidate_vectors": 9}, {"ann_index": AnnIndex("FLAT", {})}, {"vector_dtype": "float16"}):
-        other = MilvusPageStore(store.uri, collection=store.collection, **options)
+        other = MilvusPageStore(store.uri, collection_name=store.collection_name, **options)
         with pytest.raises(FingerprintMismatchError, match="was asked for: leave that out"):
             other.open(FINGERPRINT)
         other.close()
-    again = MilvusPageStore(store.uri, collection=store.collection, ann_index=AnnIndex(search_params={"ef": 500}))
+    again = MilvusPageStore(
+        store.uri, collection_name=store.collection_name, ann_index=AnnIndex(search_params={"ef": 500})
+    )
     again.open(FINGERPRINT)
     assert best(again, PAGES[23][:6], 1, candidate_k=10) == [page_id(23)]
     again.close()
@@ -144,7 +146,7 @@ def test_parameters_that_milvus_lite_ignores_are_said(tmp_path: Path) -> None:
 
 def test_parameters_that_a_server_takes_are_not_said(milvus_server: str, tmp_path: Path) -> None:
     ann_index = AnnIndex("HNSW", {"M": 32, "efConstruction": 100})
-    with MilvusPageStore(milvus_server, collection="ann_said", ann_index=ann_index, cache_dir=tmp_path) as store:
+    with MilvusPageStore(milvus_server, collection_name="ann_said", ann_index=ann_index, cache_dir=tmp_path) as store:
         store.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -163,7 +165,7 @@ def test_numbers_of_candidates_that_make_no_sense_are_refused(number: Any) -> No
 
 def test_embedders_recommend_how_many_vectors_a_server_searches(lite_server: str, tmp_path: Path) -> None:
     for recommended, expected in ((LexicalEmbedder.candidate_vectors, "all"), (12, 12), (None, 128)):
-        with MilvusPageStore(lite_server, collection="recommended", cache_dir=tmp_path) as store:
+        with MilvusPageStore(lite_server, collection_name="recommended", cache_dir=tmp_path) as store:
             store.clear()
             store.open(FINGERPRINT, recommended)
             assert store._require_open().description.candidate_vectors == expected

@@ -27,7 +27,7 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
-from llama_index_colqwen.pages import Candidate
+from llama_index_colqwen.late_interaction.maxsim import Candidate
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
@@ -39,7 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusPage
     if "server" in request.param:
         # One collection for all tests: a server takes seconds to make one.
         address, name = request.getfixturevalue(request.param), f"contract_{os.getpid()}"
-        with MilvusPageStore(address, collection=name, cache_dir=tmp_path / "cache") as opened:
+        with MilvusPageStore(address, collection_name=name, cache_dir=tmp_path / "cache") as opened:
             if opened._description() is not None and opened.fingerprint() != FINGERPRINT:
                 opened.clear()
             opened.open(FINGERPRINT)
@@ -233,7 +233,7 @@ def test_another_embedder_is_refused_naming_both(store: MilvusPageStore, other: 
 def test_clear_lets_another_embedder_begin(store: MilvusPageStore) -> None:
     add(store, make_page("a"))
     store.clear()
-    with pytest.raises(CollectionNotFoundError, match=store.collection):
+    with pytest.raises(CollectionNotFoundError, match=store.collection_name):
         store.count()
     store.open(EmbedderFingerprint("other", "1", 8))
     assert store.count() == 0
@@ -254,8 +254,8 @@ def test_multi_vector_of_another_dim_is_refused_and_nothing_is_stored(store: Mil
 
 def test_collections_of_one_database_do_not_see_each_other(tmp_path: Path) -> None:
     with (
-        MilvusPageStore(tmp_path / "x.db", collection="one") as one,
-        MilvusPageStore(tmp_path / "x.db", collection="two") as two,
+        MilvusPageStore(tmp_path / "x.db", collection_name="one") as one,
+        MilvusPageStore(tmp_path / "x.db", collection_name="two") as two,
     ):
         one.open(FINGERPRINT)
         two.open(EmbedderFingerprint("other", "1", 8))
@@ -265,7 +265,7 @@ def test_collections_of_one_database_do_not_see_each_other(tmp_path: Path) -> No
 
 def test_two_stores_of_one_process_see_each_others_changes(store: MilvusPageStore) -> None:
     add(store, make_page("a", "old"))
-    with MilvusPageStore(store.uri, collection=store.collection) as second:
+    with MilvusPageStore(store.uri, collection_name=store.collection_name) as second:
         assert [candidate.page_id for candidate in everything(second)] == ["a"]
         new = unit_rows(5, 2)
         store.add([make_page("a", "new"), make_page("b")], [new, new])
@@ -286,7 +286,7 @@ def test_missing_database_is_an_error_and_creates_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("collection", ["", "1st", "a-b", "a b", 'a"', "ä"])
 def test_collection_names_that_milvus_cannot_have_are_refused(collection: str) -> None:
     with pytest.raises(InvalidOptionError, match="letters, digits and underscores"):
-        MilvusPageStore(collection=collection)
+        MilvusPageStore(collection_name=collection)
 
 
 def test_uri_that_is_neither_file_nor_address_is_refused() -> None:
@@ -305,7 +305,7 @@ def test_collection_of_another_program_is_refused(store: MilvusPageStore) -> Non
     strange = f"strange_{uuid.uuid4().hex}"
     store._connection.client.create_collection(strange, dimension=4)
     with pytest.raises(StoreError, match="not made by this package"):
-        MilvusPageStore(store.uri, collection=strange).open(FINGERPRINT)
+        MilvusPageStore(store.uri, collection_name=strange).open(FINGERPRINT)
 
 
 def test_server_that_does_not_answer_is_one_sentence() -> None:
@@ -344,10 +344,10 @@ def test_many_processes_share_a_server(store: MilvusPageStore) -> None:
     add(store, make_page("a"), make_page("b"))
     code = (
         "import sys; from llama_index_colqwen import MilvusPageStore\n"
-        "with MilvusPageStore(sys.argv[1], collection=sys.argv[2]) as store: print(store.count())"
+        "with MilvusPageStore(sys.argv[1], collection_name=sys.argv[2]) as store: print(store.count())"
     )
     command = [sys.executable, "-c", code]
-    runs = [subprocess.Popen([*command, store.uri, store.collection], stdout=subprocess.PIPE) for _ in range(2)]
+    runs = [subprocess.Popen([*command, store.uri, store.collection_name], stdout=subprocess.PIPE) for _ in range(2)]
     assert [run.communicate(timeout=60)[0].strip() for run in runs] == [b"2", b"2"]
 
 
@@ -442,7 +442,9 @@ def test_same_content_with_other_vectors_replaces_the_vectors(store: MilvusPageS
     for seed in (1, 2):
         store.add([make_page("a", "same")], [unit_rows(seed, 4)])
         np.testing.assert_allclose(everything(store)[0].vectors, unit_rows(seed, 4), atol=0.005)
-        with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as second:
+        with MilvusPageStore(
+            store.uri, collection_name=store.collection_name, cache_dir=store._cache_dir.parent
+        ) as second:
             np.testing.assert_allclose(everything(second)[0].vectors, unit_rows(seed, 4), atol=0.005)
 
 
@@ -457,13 +459,13 @@ def test_collection_survives_without_its_cache(store: MilvusPageStore) -> None:
 def test_cache_of_a_collection_that_others_cleared_is_removed(store: MilvusPageStore) -> None:
     add(store, make_page("a"))
     everything(store)
-    with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as other:
+    with MilvusPageStore(store.uri, collection_name=store.collection_name, cache_dir=store._cache_dir.parent) as other:
         other.clear()
         other.open(FINGERPRINT)
         add(other, make_page("b"))
-    with MilvusPageStore(store.uri, collection=store.collection, cache_dir=store._cache_dir.parent) as again:
+    with MilvusPageStore(store.uri, collection_name=store.collection_name, cache_dir=store._cache_dir.parent) as again:
         assert [candidate.page_id for candidate in everything(again)] == ["b"]
-        assert len(list(again._cache_dir.glob(f"{store.collection}-*"))) <= 1
+        assert len(list(again._cache_dir.glob(f"{store.collection_name}-*"))) <= 1
 
 
 def test_query_of_another_dim_is_refused(store: MilvusPageStore) -> None:

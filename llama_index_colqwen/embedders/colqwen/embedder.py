@@ -41,10 +41,11 @@ from llama_index_colqwen.embedders.devices import (
     is_out_of_memory,
     place,
 )
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
 from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
-from llama_index_colqwen.pages import MultiVector, Page, PageVectors
+from llama_index_colqwen.pages import Page
 
 if TYPE_CHECKING:
     import torch

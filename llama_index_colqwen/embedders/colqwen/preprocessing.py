@@ -17,8 +17,9 @@ from PIL import Image
 
 from llama_index_colqwen.embedders.colqwen.checkpoints import Family
 from llama_index_colqwen.errors import InvalidOptionError, UnreadableDocumentError
-from llama_index_colqwen.pages import Page, PatchGrid
-from llama_index_colqwen.reading.rendering import to_rgb
+from llama_index_colqwen.images import to_rgb
+from llama_index_colqwen.late_interaction.multivectors import PatchGrid
+from llama_index_colqwen.pages import Page
 
 __all__ = [
     "DEFAULT_VISUAL_TOKENS",

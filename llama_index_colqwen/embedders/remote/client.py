@@ -16,7 +16,6 @@ import numpy as np
 from pydantic_core import from_json, to_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint, fingerprint_digest
 from llama_index_colqwen.embedders.remote.contract import FINGERPRINT_HEADER, Limits, read_multi_vector
 from llama_index_colqwen.errors import (
     DimensionMismatchError,
@@ -24,7 +23,8 @@ from llama_index_colqwen.errors import (
     EndpointUnavailableError,
     InvalidOptionError,
 )
-from llama_index_colqwen.pages import MultiVector
+from llama_index_colqwen.fingerprint import EmbedderFingerprint, fingerprint_digest
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
 if TYPE_CHECKING:
     import httpx

@@ -20,7 +20,8 @@ from pydantic_core import to_json
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.late_interaction.maxsim import maxsim_scores
-from llama_index_colqwen.pages import MultiVector, Page, PageVectors, PatchGrid
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
+from llama_index_colqwen.pages import Page
 
 __all__ = [
     "FINGERPRINT_HEADER",

@@ -17,9 +17,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.background import BackgroundLoop
-from llama_index_colqwen.concurrency import gather, look_ahead
-from llama_index_colqwen.embedders.protocol import EmbedderFingerprint
+from llama_index_colqwen.concurrency import BackgroundLoop, gather, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
 from llama_index_colqwen.errors import (
     ColQwenError,
@@ -28,7 +26,9 @@ from llama_index_colqwen.errors import (
     QueryError,
     UnreadableDocumentError,
 )
-from llama_index_colqwen.pages import MultiVector, Page, PageVectors
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
+from llama_index_colqwen.pages import Page
 
 __all__ = ["EndpointEmbedder"]
 
@@ -83,9 +83,9 @@ class EndpointEmbedder:
         self._client = EndpointClient(url, token, timeout, max_retries)
         self.url, self.batch_size, self.concurrency = self._client.url, batch_size, concurrency
         self._slots: asyncio.Semaphore | None = None
-        self._loop = BackgroundLoop("colqwen-endpoint")
+        self._loop = BackgroundLoop()
         try:
-            fingerprint = fingerprint or self._loop.run(self._client.describe())
+            fingerprint = fingerprint or self._loop.run(self._client.describe)
         except BaseException:
             self.close()
             raise
@@ -107,11 +107,11 @@ class EndpointEmbedder:
             EndpointUnavailableError: If the service cannot be reached, or stays busy.
             EndpointError: If it fails, or answers something else.
         """
-        return self._loop.run(self._embed_pages(pages, show_progress))
+        return self._loop.run(self._embed_pages, pages, show_progress)
 
     async def aembed_pages(self, pages: Sequence[Page], show_progress: bool = False) -> list[MultiVector]:
         """As `embed_pages`; when it is cancelled, the service is left alone."""
-        return await self._loop.arun(self._embed_pages(pages, show_progress))
+        return await self._loop.arun(self._embed_pages, pages, show_progress)
 
     def stream_pages(self, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:
         """Embed pages as they come, `concurrency` requests at a time; an error comes after the pages before it.
@@ -122,7 +122,7 @@ class EndpointEmbedder:
         under_way: list[Future[list[MultiVector]]] = []
 
         def submit(batch: list[Page]) -> tuple[list[Page], Future[list[MultiVector]]]:
-            future = self._loop.submit(self._embed_pages(batch, False))
+            future = self._loop.submit(self._embed_pages, batch, False)
             under_way.append(future)
             return batch, future
 
@@ -145,17 +145,17 @@ class EndpointEmbedder:
             EndpointUnavailableError: If the service cannot be reached, or stays busy.
             EndpointError: If it fails, or answers something else.
         """
-        return self._loop.run(self._embed_queries(queries))
+        return self._loop.run(self._embed_queries, queries)
 
     async def aembed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         """As `embed_queries`."""
-        return await self._loop.arun(self._embed_queries(queries))
+        return await self._loop.arun(self._embed_queries, queries)
 
     # ---- closing
 
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
-        self._loop.run(self._disconnect())
+        self._loop.run(self._disconnect)
         self._loop.stop()
 
     def __enter__(self) -> EndpointEmbedder:

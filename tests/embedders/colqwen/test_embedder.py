@@ -39,7 +39,7 @@ from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage, cap_visual_tokens, prepare_page
 from llama_index_colqwen.embedders.devices import Replica
 from llama_index_colqwen.late_interaction.maxsim import maxsim
-from llama_index_colqwen.pages import PageVectors
+from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from tests.checkpoints import ARCHITECTURES
 from tests.documents import encode, write_huge_png
 from tests.fakes import make_page

@@ -34,8 +34,8 @@ from llama_index_colqwen import (
     resolve_embedder,
 )
 from llama_index_colqwen.embedders.remote.contract import Limits
+from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from llama_index_colqwen.nodes import page_from_node
-from llama_index_colqwen.pages import PageVectors
 from llama_index_colqwen.serving.app import Batching
 from tests.bad_images import BAD_IMAGES
 from tests.services import Answer, Json, answer_with, serve, wait_for
@@ -176,8 +176,8 @@ def test_an_index_is_made_and_asked_without_torch(
         "from llama_index_colqwen import ColQwenIndex, PDFPageReader\n"
         "from llama_index_colqwen.cli import app\n"
         "url, pdf, db = sys.argv[1:]\n"
-        "app(['index', pdf, '--db', db, '--embedder', url], standalone_mode=False)\n"
-        "app(['search', 'which sensor?', '--db', db, '--embedder', url, '-k', '1', '--json'], standalone_mode=False)\n"
+        "app(['index', pdf, '--uri', db, '--embedder', url], standalone_mode=False)\n"
+        "app(['search', 'which sensor?', '--uri', db, '--embedder', url, '-k', '1', '--json'], standalone_mode=False)\n"
         "index = ColQwenIndex.from_documents(PDFPageReader().load_data(pdf), embedder=url, uri=db)\n"
         "print(index.report.unchanged, 'unchanged')\n"
         "print(len(index.as_retriever(similarity_top_k=2).retrieve('which sensor?')), 'hits')\n"
