@@ -355,7 +355,6 @@ def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path)
     code = """
 import os, signal, sys
 from llama_index_colqwen import MilvusPageStore
-from llama_index_colqwen.pages import Candidate
 from tests.fakes import make_page, unit_rows
 from tests.store.test_page_store import FINGERPRINT
 store = MilvusPageStore(sys.argv[1])
