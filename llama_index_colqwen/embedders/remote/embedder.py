@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
@@ -33,6 +33,7 @@ from llama_index_colqwen.pages import Page
 __all__ = ["EndpointEmbedder"]
 
 _T = TypeVar("_T")
+_Batch = TypeVar("_Batch")
 
 _QUERIES = 32
 _REQUEST_BYTES = 4 * 2**20
@@ -183,7 +184,7 @@ class EndpointEmbedder:
                 progress.update(len(batch))
                 return [vector if isinstance(vector, PageVectors) else PageVectors(vector) for vector in vectors]
 
-            return await _all(embed(batch) for batch in self._split(pages))
+            return await _for_all(embed, self._split(pages))
 
     async def _embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         if not all(isinstance(query, str) and query.strip() for query in queries):
@@ -199,7 +200,7 @@ class EndpointEmbedder:
 
         # Half a letter is none, and no JSON.
         texts = [query.encode("utf-8", "replace").decode("utf-8") for query in queries]
-        return await _all(embed(batch) for batch in gather(texts, min(_QUERIES, self._client.limits.max_items)))
+        return await _for_all(embed, gather(texts, min(_QUERIES, self._client.limits.max_items)))
 
     def _split(self, pages: Sequence[Page]) -> Iterator[list[Page]]:
         """Make requests of pages: so many, and of so many bytes."""
@@ -254,12 +255,24 @@ def _unreadable(page: Page, why: str) -> UnreadableDocumentError:
     )
 
 
-async def _all(coroutines: Iterable[Coroutine[Any, Any, list[_T]]]) -> list[_T]:
-    """Run all, and join what they return; the first error ends the others."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return [item for items in await asyncio.gather(*tasks) for item in items]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _for_all(function: Callable[[_Batch], Awaitable[list[_T]]], batches: Iterable[_Batch]) -> list[_T]:
+    """Call a function with all batches at once, and join what it returns; the first error ends the others."""
+    import anyio
+
+    found: dict[int, list[_T]] = {}
+    errors: list[Exception] = []
+
+    async def call(number: int, batch: _Batch) -> None:
+        try:
+            found[number] = await function(batch)
+        except Exception as error:
+            errors.append(error)
+            group.cancel_scope.cancel()
+
+    # Not asyncio.gather: the loop is anyio's, whose cancelling reaches only the tasks of a group in peace.
+    async with anyio.create_task_group() as group:
+        for number, batch in enumerate(batches):
+            group.start_soon(call, number, batch)
+    if errors:
+        raise errors[0]
+    return [item for _, items in sorted(found.items()) for item in items]
