@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import resource
@@ -108,8 +109,25 @@ def test_errors_are_also_the_builtins_they_are_documented_as() -> None:
     assert len(tree) >= 7
     for name, builtin in tree:
         assert issubclass(getattr(errors, name), getattr(__import__("builtins"), builtin))
-    for name in errors.__all__:
+    for name in set(errors.__all__) - {"check_count"}:
         assert issubclass(getattr(errors, name), errors.ColQwenError)
+
+
+@pytest.mark.parametrize("name", ["ColQwenIndex", "MilvusPageStore", "EndpointEmbedder"])
+def test_everything_that_waits_has_an_asynchronous_twin(name: str) -> None:
+    public = getattr(llama_index_colqwen, name)
+    # What makes an object, and an iterator that waits as it is used.
+    made = {"as_retriever", "as_query_engine", "from_documents", "from_existing", "stream_pages"}
+    methods = {
+        method: value
+        for method, value in inspect.getmembers(public, inspect.isroutine)
+        if not method.startswith("_") and method not in made
+    }
+    blocking = {method for method, value in methods.items() if not inspect.iscoroutinefunction(value)}
+    assert len(blocking) >= 3
+    for method in blocking:
+        twin = methods[f"a{method}"]
+        assert inspect.signature(twin).parameters == inspect.signature(methods[method]).parameters, method
 
 
 def test_missing_dependency_error_survives_a_worker_process() -> None:
@@ -120,10 +138,11 @@ def test_missing_dependency_error_survives_a_worker_process() -> None:
     assert error.extra == "ocr"
 
 
-def test_doctests_hold() -> None:
+@pytest.mark.parametrize("name", ["late_interaction.maxsim", "testing"])
+def test_doctests_hold(name: str) -> None:
     import doctest
 
-    module = importlib.import_module("llama_index_colqwen.late_interaction.maxsim")
+    module = importlib.import_module(f"llama_index_colqwen.{name}")
     result = doctest.testmod(module, extraglobs={"np": importlib.import_module("numpy")})
     assert (result.attempted, result.failed) == (1, 0)
 

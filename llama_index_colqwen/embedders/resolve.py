@@ -35,6 +35,12 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
     if isinstance(embedder, EmbedderFingerprint):
         return _from_fingerprint(embedder)
     if isinstance(embedder, MultiVectorEmbedder):
+        fingerprint = embedder.fingerprint
+        if not isinstance(fingerprint, EmbedderFingerprint) or fingerprint.dim != embedder.dim:
+            raise InvalidOptionError(
+                f"The fingerprint of {type(embedder).__name__} is an EmbedderFingerprint with the embedder's dim, "
+                f"{embedder.dim}; got {fingerprint!r}."
+            )
         return embedder
     if embedder == "lexical":
         from llama_index_colqwen.embedders.lexical import LexicalEmbedder

@@ -50,9 +50,17 @@ def page_filter(filters: MetadataFilters | None) -> PageFilter | None:
     """Translate filters; None where there are none.
 
     Raises:
-        InvalidOptionError: If a value does not go with its operator, or filters are nested more than 32 deep.
+        InvalidOptionError: If they are no `MetadataFilters`, a value does not go with its operator, or they are nested
+            more than 32 deep.
     """
-    if filters is None or not filters.filters:
+    if filters is None:
+        return None
+    if not isinstance(filters, MetadataFilters):
+        raise InvalidOptionError(
+            "filters are MetadataFilters(filters=[MetadataFilter(key='file_name', value='report.pdf')]); got "
+            f"{type(filters).__name__}."
+        )
+    if not filters.filters:
         return None
     _check(filters, depth=1)
     return PageFilter(_expression(filters), lambda metadata: matches(filters, metadata))

@@ -26,6 +26,7 @@ from llama_index_colqwen.errors import (
     FingerprintMismatchError,
     InvalidOptionError,
     StoreError,
+    check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import Candidate
@@ -120,19 +121,15 @@ class MilvusPageStore:
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         """See the class; nothing is opened yet."""
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
+        if not isinstance(collection_name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
             raise InvalidOptionError(
                 f"A collection's name has letters, digits and underscores, and no digit first; got {collection_name!r}."
             )
         if vector_dtype not in (None, "int8", "float16"):
             raise InvalidOptionError(f"vector_dtype is int8 or float16; got {vector_dtype!r}.")
-        number = (
-            isinstance(candidate_vectors, int) and not isinstance(candidate_vectors, bool) and candidate_vectors > 0
-        )
-        if not (candidate_vectors in (None, "all") or number):
-            raise InvalidOptionError(f'candidate_vectors is at least 1, or "all"; got {candidate_vectors!r}.')
-        if cache_bytes < 1:
-            raise InvalidOptionError(f"cache_bytes is at least 1; got {cache_bytes!r}.")
+        if candidate_vectors is not None and candidate_vectors != "all":
+            check_count('candidate_vectors, if it is not "all",', candidate_vectors)
+        check_count("cache_bytes", cache_bytes)
         self.uri = normalise_uri(uri)
         self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
@@ -226,6 +223,7 @@ class MilvusPageStore:
         dim = self._require_open().description.embedder.dim
         if len(pages) != len(vectors):
             raise DimensionMismatchError(f"{len(pages)} pages came with {len(vectors)} multi-vectors.")
+        vectors = [_as_array(multi_vector, page) for page, multi_vector in zip(pages, vectors, strict=True)]
         for page, multi_vector in zip(pages, vectors, strict=True):
             if multi_vector.ndim != 2 or multi_vector.shape[1] != dim or not len(multi_vector):
                 raise DimensionMismatchError(
@@ -365,8 +363,7 @@ class MilvusPageStore:
         """
         opened = self._require_open()
         dim = opened.description.embedder.dim
-        if candidate_k < 1:
-            raise InvalidOptionError(f"candidate_k is at least 1; got {candidate_k}.")
+        check_count("candidate_k", candidate_k)
         if query.ndim != 2 or not len(query) or query.shape[1] != dim:
             raise DimensionMismatchError(
                 f"Collection {self.collection_name!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
@@ -639,6 +636,13 @@ class _Opened:
 
 
 _PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
+
+
+def _as_array(vectors: MultiVector, page: Page) -> MultiVector:
+    try:
+        return np.asanyarray(vectors, dtype=np.float32)  # any: `PageVectors` stay what they are
+    except (TypeError, ValueError) as error:
+        raise DimensionMismatchError(f"The vectors of page {page.page_id} are no table of numbers: {error}.") from error
 
 
 def _row_bytes(row: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import BackgroundLoop, gather, look_ahead
+from llama_index_colqwen.concurrency import BackgroundLoop, gather, in_thread, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
 from llama_index_colqwen.errors import (
     ColQwenError,
@@ -25,6 +25,7 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     QueryError,
     UnreadableDocumentError,
+    check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
@@ -75,10 +76,11 @@ class EndpointEmbedder:
         max_retries: int = 5,
     ) -> None:
         """Ask the service what its model is; see the class."""
-        if batch_size < 1 or concurrency < 1 or timeout <= 0 or max_retries < 0:
+        check_count("batch_size", batch_size)
+        check_count("concurrency", concurrency)
+        if timeout <= 0 or max_retries < 0:
             raise InvalidOptionError(
-                "batch_size and concurrency are 1 or more, timeout is more than 0, max_retries 0 or more; got "
-                f"{batch_size}, {concurrency}, {timeout}, {max_retries}."
+                f"timeout is more than 0, and max_retries 0 or more; got {timeout!r} and {max_retries!r}."
             )
         token = os.environ.get("COLQWEN_TOKEN", "").strip() if token is None else token
         self._client = EndpointClient(url, token, timeout, max_retries)
@@ -96,7 +98,7 @@ class EndpointEmbedder:
 
     # ---- pages
 
-    def embed_pages(self, pages: Sequence[Page], show_progress: bool = False) -> list[MultiVector]:
+    def embed_pages(self, pages: Sequence[Page], show_progress: bool = True) -> list[MultiVector]:
         """Embed page images, several requests at a time.
 
         Returns:
@@ -110,7 +112,7 @@ class EndpointEmbedder:
         """
         return self._loop.run(self._embed_pages, pages, show_progress)
 
-    async def aembed_pages(self, pages: Sequence[Page], show_progress: bool = False) -> list[MultiVector]:
+    async def aembed_pages(self, pages: Sequence[Page], show_progress: bool = True) -> list[MultiVector]:
         """As `embed_pages`; when it is cancelled, the service is left alone."""
         return await self._loop.arun(self._embed_pages, pages, show_progress)
 
@@ -159,6 +161,8 @@ class EndpointEmbedder:
         self._loop.run(self._disconnect)
         self._loop.stop()
 
+    aclose = in_thread(close)
+
     def __enter__(self) -> EndpointEmbedder:
         """Return itself."""
         return self
@@ -172,7 +176,9 @@ class EndpointEmbedder:
     # ---- what runs on the background loop
 
     async def _embed_pages(self, pages: Sequence[Page], show_progress: bool) -> list[MultiVector]:
-        with tqdm(total=len(pages), desc="Embedding pages", unit="page", disable=not show_progress) as progress:
+        with tqdm(
+            total=len(pages), desc="Embedding pages", unit="page", disable=not show_progress, delay=1
+        ) as progress:
 
             async def embed(batch: list[Page]) -> list[MultiVector]:
                 async with self._slot():
