@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from pydantic_core import from_json
-from starlette.requests import Request
 
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage
@@ -29,11 +27,17 @@ from llama_index_colqwen.embedders.remote.contract import (
     read_image,
     response_json,
 )
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import InvalidOptionError, MissingDependencyError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.serving.batching import Batcher
 from llama_index_colqwen.serving.handler import fault_of_item
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    from starlette.requests import Request
+except ImportError as error:
+    raise MissingDependencyError("Serving a model needs FastAPI and prometheus-client", "server") from error
 
 __all__ = ["Batching", "ClientGone", "Service"]
 

@@ -15,6 +15,7 @@ import pytest
 
 from llama_index_colqwen import (
     AnnIndex,
+    Candidate,
     CollectionNotFoundError,
     DimensionMismatchError,
     EmbedderFingerprint,
@@ -27,7 +28,6 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
-from llama_index_colqwen.late_interaction.maxsim import Candidate
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
@@ -355,7 +355,6 @@ def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path)
     code = """
 import os, signal, sys
 from llama_index_colqwen import MilvusPageStore
-from llama_index_colqwen.pages import Candidate
 from tests.fakes import make_page, unit_rows
 from tests.store.test_page_store import FINGERPRINT
 store = MilvusPageStore(sys.argv[1])
