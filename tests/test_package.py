@@ -68,8 +68,8 @@ COLQWEN = "import sys; sys.argv[1:] = [{!r}]; from llama_index_colqwen.cli impor
 @pytest.mark.parametrize(
     ("code", "plain", "most"),
     [
-        ("import llama_index_colqwen", "import typing, importlib", 3),  # measured: 1.1
-        (COLQWEN.format("--help"), "import typer", 2),  # 1.3
+        ("import llama_index_colqwen", "import typing, importlib", 3),  # measured: 1.0
+        (COLQWEN.format("--help"), "import typer", 2),  # 1.4
         (COLQWEN.format("--version"), "import typer", 2),  # 1.2
     ],
 )
