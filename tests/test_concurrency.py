@@ -103,20 +103,27 @@ def test_error_of_writing_is_raised_at_the_next_put_or_at_the_end_and_never_hang
 
 
 def test_reading_and_writing_overlap() -> None:
-    """Ten items at 30 ms a stage, in three stages: 0.9 s one after the other, 0.36 s overlapped."""
+    """The fifth item is read and the first is written while the third is in use: each waits there for the others."""
+    meeting = threading.Barrier(3, timeout=30)
+    written: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(10):
-            time.sleep(0.03)
+            if number == 4:
+                meeting.wait()
             yield number
 
-    started = time.perf_counter()
-    writing: WriteBehind[int] = WriteBehind(lambda batch: time.sleep(0.03 * len(batch)), 1)
-    with writing as writer:
+    def write(batch: list[int]) -> None:
+        if 0 in batch:
+            meeting.wait()
+        written.extend(batch)
+
+    with WriteBehind(write, 1) as writer:
         for item in read_ahead(items(), 2):
-            time.sleep(0.03)
+            if item == 2:
+                meeting.wait()
             writer.put(item)
-    assert time.perf_counter() - started < 0.7
+    assert written == list(range(10))
 
 
 def test_gathering_and_looking_ahead_give_what_came_before_an_error() -> None:

@@ -155,17 +155,20 @@ def create_collections(
             rf"{vectors_collection(collection_name)}(_\d+)?", name
         ):
             client.drop_collection(name)
-    with ThreadPoolExecutor(2) as pool:  # a server takes three seconds for each, most of them waiting
-        making = [pool.submit(create_vectors, client, vectors_collection(collection_name))]
-        if description.ann_index is not None:
-            making.append(pool.submit(_create_candidates, client, collection_name, description, lite))
-        for made in making:
-            made.result()
+    made = [vectors_collection(collection_name)]
+    create_vectors(client, made[0])
+    if description.ann_index is not None:
+        made.append(candidates_collection(collection_name))
+        _create_candidates(client, collection_name, description, lite)
     _create(client, collection_name, pages, "mean_vector", properties={_PROPERTY: text})
+    made.append(collection_name)
+    # All at once: a server takes two and a half seconds for one or for three, nearly all of them waiting.
+    with ThreadPoolExecutor(len(made)) as pool:
+        list(pool.map(client.load_collection, made))
 
 
 def create_vectors(client: MilvusClient, name: str) -> None:
-    """Create a collection for exact multi-vectors."""
+    """Create a collection for exact multi-vectors; whoever reads it loads it."""
     from pymilvus import DataType
 
     vectors = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -327,6 +330,7 @@ def _create(
     indexes.add_index(vector_field, index_type=ann.index_type, metric_type="IP", params=dict(ann.params))
     if page_index is not None:
         indexes.add_index("page_id", index_type=page_index)
-    client.create_collection(
-        name, schema=schema, index_params=indexes, consistency_level="Strong", properties=properties
-    )
+    client.create_collection(name, schema=schema, consistency_level="Strong", properties=properties)
+    # An index of no rows is there at once. Given to `create_collection`, it would be waited for all the same, half a
+    # second at a time; loading fails without it, and returns when the collection can be read.
+    client.create_index(name, indexes, sync=False)

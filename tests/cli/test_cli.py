@@ -136,11 +136,17 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
         )
     command = [sys.executable, "-m", "llama_index_colqwen.cli", "index", str(tmp_path), "--uri", str(tmp_path / "x.db")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        # At most 96 pages are drawn and not yet embedded; what is embedded is stored, also at Ctrl-C.
-        while len(list((tmp_path / "x.images").rglob("*.jpg"))) < 96 + 32:
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        try:
+            # At most 96 pages are drawn and not yet embedded; what is embedded is stored, also at Ctrl-C.
+            deadline = time.monotonic() + 120
+            while len(list((tmp_path / "x.images").rglob("*.jpg"))) < 96 + 32:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "the pages were not drawn"
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()  # else leaving the block would wait for it
     assert process.returncode == 130
     stored = int(re.findall(r"Interrupted. (\d+) pages are stored", errors)[0])
     assert 32 <= stored < 400

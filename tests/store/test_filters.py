@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def pages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The pages above in Milvus."""
     folder = tmp_path_factory.mktemp("filters")
     uri = folder / "filters.db" if request.param == "file" else request.getfixturevalue("milvus_server")
-    with MilvusPageStore(uri, collection_name="filters", cache_dir=folder / "cache") as store:
+    with MilvusPageStore(uri, collection_name=f"filters_{os.getpid()}", cache_dir=folder / "cache") as store:
         store.clear()
         store.open(EmbedderFingerprint("table", "1", 4))
         store.add(PAGES, [unit_rows(number, 2) for number, _ in enumerate(PAGES)])

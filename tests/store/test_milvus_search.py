@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     uri = folder / "ann.db" if where == "file" else request.getfixturevalue(where)
     with MilvusPageStore(
         uri,
-        collection_name=f"ann_{number}",
+        collection_name=f"ann_{number}_{os.getpid()}",  # others may use the server at the same time
         candidate_vectors="all" if number == "all" else int(number),
         cache_dir=folder / "cache",
     ) as opened:
@@ -146,14 +147,15 @@ def test_parameters_that_milvus_lite_ignores_are_said(tmp_path: Path) -> None:
 
 def test_parameters_that_a_server_takes_are_not_said(milvus_server: str, tmp_path: Path) -> None:
     ann_index = AnnIndex("HNSW", {"M": 32, "efConstruction": 100})
-    with MilvusPageStore(milvus_server, collection_name="ann_said", ann_index=ann_index, cache_dir=tmp_path) as store:
+    name = f"ann_said_{os.getpid()}"
+    with MilvusPageStore(milvus_server, collection_name=name, ann_index=ann_index, cache_dir=tmp_path) as store:
         store.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             store.open(FINGERPRINT)
-        described = store._connection.client.describe_index("ann_said_candidates", "vector")
+        described = store._connection.client.describe_index(f"{name}_candidates", "vector")
         assert (described["M"], described["efConstruction"]) == ("32", "100")
-        assert "page_id" in store._connection.client.list_indexes("ann_said_candidates")
+        assert "page_id" in store._connection.client.list_indexes(f"{name}_candidates")
         store.clear()
 
 
