@@ -26,7 +26,7 @@ _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
 
 # How long a thread that waits for room goes without asking whether anyone still wants what it has.
-_PATIENCE_S = 0.1
+_POLL_SECONDS = 0.1
 
 
 def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
@@ -41,7 +41,7 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
     def put(entry: tuple[_Item] | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                taken.put(entry, timeout=_PATIENCE_S)
+                taken.put(entry, timeout=_POLL_SECONDS)
                 return
             except queue.Full:
                 continue

@@ -59,7 +59,7 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
 
 def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
     if fingerprint.location.startswith(_ADDRESSES):
-        # Not connected to unasked: the collection may be a stranger's, and so the address and who listens there.
+        # Not connected to without being asked: the collection, and so the address in it, may come from anyone.
         raise InvalidOptionError(
             f"The collection was made with the model at {fingerprint.location} ({fingerprint.model}): give "
             f"embedder={fingerprint.location!r}, if you trust that address, or EndpointEmbedder with its token."

@@ -353,7 +353,7 @@ def _option_errors() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name, given = ".".join(map(str, first["loc"])), first.get("input")
-        # The password itself is nobody's business.
+        # Errors are logged; passwords must not be.
         got = "" if name == "password" else f"; got {given!r}"
         raise InvalidOptionError(f"PDFPageReader's option {name}: {first['msg']}{got}.") from None
 

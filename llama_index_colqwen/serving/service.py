@@ -55,14 +55,14 @@ class Batching:
     Attributes:
         max_texts: Texts a forward pass; 1 turns batching off.
         max_pages: Pages a forward pass; by default the embedder's `batch_size`.
-        patience: Seconds that an item waits for others at most, while the model is free and requests are coming in.
+        max_wait: Seconds that an item waits for others at most, while the model is free and requests are coming in.
         max_queue: Images and texts that wait at most; what is beyond is answered with 503.
         body_seconds: Seconds that a request's body may take to arrive.
     """
 
     max_texts: int = 32
     max_pages: int | None = None
-    patience: float = 0.005
+    max_wait: float = 0.005
     max_queue: int = 512
     body_seconds: float = 60.0
 
@@ -134,7 +134,7 @@ class Service:
                 model,
                 turns,
                 most=self._batching.max_texts,
-                patience=self._batching.patience,
+                max_wait=self._batching.max_wait,
                 expecting=lambda: self._coming > 0,
                 observe=partial(self._observe, "text"),
             )
@@ -143,7 +143,7 @@ class Service:
                 model,
                 turns,
                 most=max_pages,
-                patience=self._batching.patience,
+                max_wait=self._batching.max_wait,
                 expecting=lambda: self._coming + self._preparing > 0,
                 observe=partial(self._observe, "image"),
             )

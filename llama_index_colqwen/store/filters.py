@@ -3,7 +3,7 @@
 The only place where a literal of a user's gets into an expression. Knows nothing of connections or pages.
 
 Engines disagree about missing keys, truth values, substrings and everything negated, so an expression says only what
-they agree on, and keeps a page too many rather than one too few; every page that comes of it is asked again here.
+they agree on, and keeps a page too many rather than one too few; every page that it keeps is checked again here.
 
 A page without the key, or with null, matches only NE, NIN and IS_EMPTY. Values of different kinds (a number, a text, a
 truth value) are never equal and have no order. CONTAINS, ANY and ALL ask a list in the metadata; TEXT_MATCH finds a

@@ -192,7 +192,7 @@ class MilvusPageStore:
         return self._require_description().embedder
 
     def close(self) -> None:
-        """Let go of the database; a Milvus Lite file can then be opened by another process."""
+        """Close the database; a Milvus Lite file can then be opened by another process."""
         with self._lock:
             self._forget()
             self._connection.close()
@@ -279,12 +279,12 @@ class MilvusPageStore:
         self._require_open()
         chosen = page_filter(filters)
         with self._writing():
-            doomed = self._pages.read(page_ids, _VECTORS) if page_ids else []
+            rows_to_delete = self._pages.read(page_ids, _VECTORS) if page_ids else []
             for document_id in document_ids:
-                doomed.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
+                rows_to_delete.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
             if chosen is not None:
-                doomed.extend(self._matching(chosen))
-            return self._delete_rows(doomed)
+                rows_to_delete.extend(self._matching(chosen))
+            return self._delete_rows(rows_to_delete)
 
     def delete_other_versions(self, file_path: str, document_id: str) -> int:
         """Delete the pages of what a file held before: same `file_path`, another document id.
@@ -298,7 +298,7 @@ class MilvusPageStore:
             return self._delete_rows(self._pages.scan(_VECTORS, expression))
 
     def clear(self) -> None:
-        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it anew."""
+        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it again."""
         with self._lock:
             found = self._description(strict=False)
             # The pages' collection goes first: what is left without it is not taken for a collection.
@@ -440,16 +440,16 @@ class MilvusPageStore:
 
     def _delete_rows(self, rows: Iterable[Mapping[str, Any]]) -> int:
         opened = self._require_open()
-        doomed = {row["page_id"]: StoredVectors.of(row) for row in rows}
-        if doomed:
+        deleted = {row["page_id"]: StoredVectors.of(row) for row in rows}
+        if deleted:
             # Pages first: without its row, a page is gone, whatever happens next.
-            self._pages.remove(list(doomed))
+            self._pages.remove(list(deleted))
             if opened.shared is not None:
-                opened.shared.pages.remove(doomed)
-            opened.vectors.remove(doomed.values())
+                opened.shared.pages.remove(deleted)
+            opened.vectors.remove(deleted.values())
             if opened.candidates is not None:
-                opened.candidates.remove(doomed.values())
-        return len(doomed)
+                opened.candidates.remove(deleted.values())
+        return len(deleted)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

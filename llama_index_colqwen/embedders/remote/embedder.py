@@ -92,7 +92,7 @@ class EndpointEmbedder:
         except BaseException:
             self.close()
             raise
-        # Whoever opens a collection that this made reads there whence its vectors come.
+        # Kept with collections: it says where their vectors came from.
         self.fingerprint = replace(fingerprint, location=self.url)
         self.dim = fingerprint.dim
 
