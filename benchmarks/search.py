@@ -320,9 +320,9 @@ def search_ours(data: Data, arguments: argparse.Namespace) -> Row:
     search(data.queries[0], 10)
     first = time.perf_counter() - started
     row = measure(data, search)
-    doomed = page_id(len(data) // 2)
+    deleted = page_id(len(data) // 2)
     started = time.perf_counter()
-    store.delete(page_ids=[doomed])
+    store.delete(page_ids=[deleted])
     deleting = (time.perf_counter() - started) * 1e3
     store.close()
     return {"first_answer_s": first, "delete_ms": deleting, **row}

@@ -105,7 +105,7 @@ def serve(options: argparse.Namespace) -> None:
     from llama_index_colqwen.serving.app import Batching, create_app
     from llama_index_colqwen.serving.server import make_server
 
-    batching = Batching() if options.serve == "on" else Batching(max_texts=1, max_pages=1, patience=0)
+    batching = Batching() if options.serve == "on" else Batching(max_texts=1, max_pages=1, max_wait=0)
     make_server(create_app(make_embedder(options), batching=batching)).run(sockets=[socket.socket(fileno=options.fd)])
 
 

@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -27,7 +26,7 @@ _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
 
 # How long a thread that waits for room goes without asking whether anyone still wants what it has.
-_PATIENCE_S = 0.1
+_POLL_SECONDS = 0.1
 
 
 def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
@@ -42,7 +41,7 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
     def put(entry: tuple[_Item] | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                taken.put(entry, timeout=_PATIENCE_S)
+                taken.put(entry, timeout=_POLL_SECONDS)
                 return
             except queue.Full:
                 continue
@@ -210,7 +209,8 @@ class BackgroundLoop:
     def __init__(self) -> None:
         """See the class."""
         self._lock = threading.Lock()
-        self._started: tuple[AbstractContextManager[BlockingPortal], BlockingPortal] | None = None
+        self._portal: BlockingPortal | None = None
+        self._thread: threading.Thread | None = None
 
     def submit(
         self,
@@ -219,13 +219,10 @@ class BackgroundLoop:
         **kwargs: _Arguments.kwargs,
     ) -> Future[_Result]:
         """Start a coroutine function there; cancelling the future cancels it."""
-        from anyio.from_thread import start_blocking_portal
-
         with self._lock:
-            if self._started is None:
-                context = start_blocking_portal()
-                self._started = context, context.__enter__()
-            return self._started[1].start_task_soon(partial(function, *args, **kwargs))
+            if self._portal is None:
+                self._portal = self._start()
+            return self._portal.start_task_soon(partial(function, *args, **kwargs))
 
     def run(
         self,
@@ -253,8 +250,23 @@ class BackgroundLoop:
     def stop(self) -> None:
         """Cancel what runs there, and end the thread."""
         with self._lock:
-            started, self._started = self._started, None
-        if started is not None:
-            context, portal = started
+            portal, thread, self._portal, self._thread = self._portal, self._thread, None, None
+        if portal is not None and thread is not None:
             portal.call(portal.stop, True)
-            context.__exit__(None, None, None)
+            thread.join()
+
+    def _start(self) -> BlockingPortal:
+        import anyio
+        from anyio.from_thread import BlockingPortal
+
+        started: Future[BlockingPortal] = Future()
+
+        async def serve() -> None:
+            async with BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        # Not anyio's start_blocking_portal: one that nobody has closed waits for ever when the interpreter exits.
+        self._thread = threading.Thread(target=anyio.run, args=(serve,), name="colqwen-loop", daemon=True)
+        self._thread.start()
+        return started.result()

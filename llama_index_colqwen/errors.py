@@ -47,6 +47,7 @@ __all__ = [
     "StoreLockedError",
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
+    "check_count",
 ]
 
 
@@ -77,6 +78,17 @@ def _rebuild_missing_dependency(message: str, extra: str) -> MissingDependencyEr
 
 class InvalidOptionError(ColQwenError, ValueError):
     """An argument has a value that no component understands."""
+
+
+def check_count(name: str, value: int) -> int:
+    """Return an option that is a whole number, at least 1.
+
+    Raises:
+        InvalidOptionError: If it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOptionError(f"{name} is a whole number, at least 1; got {value!r}.")
+    return value
 
 
 class DocumentError(ColQwenError, ValueError):

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+
+from llama_index_colqwen.errors import InvalidOptionError, check_count
 
 __all__ = ["EmbedderFingerprint", "fingerprint_digest"]
 
@@ -32,14 +35,41 @@ class EmbedderFingerprint:
     options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
+    def __post_init__(self) -> None:
+        """Check the values: they are written down with collections, and compared later.
+
+        Raises:
+            InvalidOptionError: If a value is not of its kind.
+        """
+        for name in ("model", "revision"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InvalidOptionError(f"A fingerprint's {name} is a text, not empty; got {getattr(self, name)!r}.")
+        check_count("A fingerprint's dim", self.dim)
+        if not isinstance(self.options, Mapping):
+            raise InvalidOptionError(f"A fingerprint's options are a mapping of names to values; got {self.options!r}.")
+        for option, value in self.options.items():
+            plain = value is None or isinstance(value, (str, int, float))
+            if not isinstance(option, str) or not plain or (isinstance(value, float) and not math.isfinite(value)):
+                raise InvalidOptionError(
+                    "A fingerprint's options are texts, finite numbers, truth values or None; got "
+                    f"{option!r}: {value!r}."
+                )
+
     def to_json(self) -> str:
         """Write as JSON with sorted keys, so that equal fingerprints are equal texts."""
         return json.dumps({**asdict(self), "options": dict(self.options)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> EmbedderFingerprint:
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(text))
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidOptionError: If it is no fingerprint.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise InvalidOptionError(f"This is no embedder's fingerprint ({error}): {text[:200]!r}.") from error
 
     def __str__(self) -> str:
         """Describe for error messages."""

@@ -72,10 +72,12 @@ def index_documents(
     Returns:
         For each document, whether anything was written for it.
     """
+    if not isinstance(documents, Iterable):
+        raise InvalidOptionError(f"documents are LlamaIndex documents, such as a list; got {type(documents).__name__}.")
     started = time.perf_counter()
     total = len(documents) if isinstance(documents, Sized) else None
     try:
-        with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress) as progress:
+        with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress, delay=1) as progress:
             run = _Run(store, image_dir, report, progress)
             with (
                 WriteBehind(run.store_pages, _WRITE_PAGES) as writer,

@@ -9,14 +9,20 @@ import base64
 import copy
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 from llama_index.core.schema import BaseNode, Document, ImageNode
-from PIL import UnidentifiedImageError
 
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.images import image_sha256, write_page_image
 from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
 
@@ -49,9 +55,12 @@ def page_from_node(node: BaseNode) -> Page:
             Metadata `document_id`, `file_name` and `page_number` are taken where they are.
 
     Raises:
-        InvalidOptionError: If the node has no image here: text only, or a URL.
-        FileNotFoundError: If its image file is gone.
+        InvalidOptionError: If the node has no image here (text only, or a URL), or metadata that cannot be kept.
+        DocumentNotFoundError: If its image file is gone.
+        UnreadableDocumentError: If its image file cannot be read.
     """
+    if not isinstance(node, BaseNode):
+        raise InvalidOptionError(f"Documents are LlamaIndex's documents or nodes; got {type(node).__name__}.")
     image_path, image, mimetype = _image_of(node)
     if image is None and image_path is None:
         raise InvalidOptionError(
@@ -59,10 +68,11 @@ def page_from_node(node: BaseNode) -> Page:
             "Read files with PDFPageReader, which draws the pages."
         )
     text = _text_of(node)
-    metadata = dict(node.metadata)
+    metadata = {key: _plain(value, f"{node.node_id!r}, key {key!r}") for key, value in node.metadata.items()}
     number = metadata.get("page_number", 1)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise InvalidOptionError(f"Document {node.node_id!r} has page_number {number!r}; pages are counted from 1.")
+    data = image if image is not None else _read(Path(image_path or ""), node.node_id)
     image_node = ImageNode(
         id_=node.node_id,
         text=text,
@@ -71,7 +81,6 @@ def page_from_node(node: BaseNode) -> Page:
         image_mimetype=mimetype,
         **{name: getattr(node, name) for name in _CARRIED if hasattr(node, name)},
     )
-    data = image if image is not None else Path(image_path or "").read_bytes()
     return Page(
         page_id=node.node_id,
         document_id=str(metadata.get("document_id") or node.ref_doc_id or node.node_id),
@@ -106,7 +115,7 @@ def with_image_on_disk(page: Page, image_dir: Path) -> Page:
         return page
     try:
         page.open_image().close()
-    except UnidentifiedImageError as error:
+    except UnreadableDocumentError as error:
         raise InvalidOptionError(f"The inline image of document {page.page_id!r} is no image: {error}.") from error
     image = PageImage(page.image, page.node.get("image_mimetype") or "image/jpeg")
     path = str(write_page_image(image_dir, page.document_id, page.page_number, image))
@@ -122,7 +131,48 @@ def _image_of(node: BaseNode) -> tuple[str | None, bytes | None, str | None]:
         inline, path, mimetype = resource.data, str(resource.path) if resource.path else None, resource.mimetype
     else:
         return None, None, None
-    return path, base64.b64decode(inline) if inline else None, mimetype
+    try:
+        return path, base64.b64decode(inline) if inline else None, mimetype
+    except ValueError as error:
+        raise InvalidOptionError(f"The inline image of document {node.node_id!r} is not base64.") from error
+
+
+def _read(path: Path, node_id: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DocumentNotFoundError(f"The image of document {node_id!r} is gone: there is no {path}.") from error
+    except OSError as error:
+        raise UnreadableDocumentError(f"The image of document {node_id!r} cannot be read: {error}.") from error
+
+
+def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
+    """Turn a metadata value into what JSON has: what it lacks becomes the text that LlamaIndex would show.
+
+    Args:
+        value: Any.
+        where: Names document and key in errors.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, (date, time, timedelta, Decimal, UUID, PurePath)):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, where) for one in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(one, where) for key, one in value.items()}
+    raise InvalidOptionError(
+        f"The metadata of document {where}, cannot be kept: {type(value).__name__} {str(value)[:80]!r} is neither a "
+        "text, a finite number of 64 bits, a truth value, a date, nor a list of these or a mapping of texts to them."
+    )
 
 
 def _text_of(node: BaseNode) -> str:

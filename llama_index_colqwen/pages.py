@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -114,32 +116,40 @@ class Page:
         """Return the encoded page image.
 
         Raises:
-            FileNotFoundError: If the image file is gone.
-            ValueError: If the page has no image at all.
+            DocumentNotFoundError: If the image file is gone.
+            UnreadableDocumentError: If the image file cannot be read.
+            InvalidOptionError: If the page has no image at all.
         """
         if self.image is not None:
             return self.image
-        if self.image_path is not None:
+        if self.image_path is None:
+            raise InvalidOptionError(f"{self} has no image.")
+        try:
             return Path(self.image_path).read_bytes()
-        raise self._no_image()
+        except FileNotFoundError as error:
+            raise DocumentNotFoundError(f"The image of {self} is gone: there is no {self.image_path}.") from error
+        except OSError as error:
+            raise UnreadableDocumentError(f"The image of {self} cannot be read: {error}.") from error
 
     def open_image(self) -> Image.Image:
         """Open the page image; it is decoded when its pixels are used.
 
         Raises:
-            FileNotFoundError: If the image file is gone.
-            ValueError: If the page has no image at all.
+            DocumentNotFoundError: If the image file is gone.
+            UnreadableDocumentError: If it is no image.
+            InvalidOptionError: If the page has no image at all.
         """
         from PIL import Image
 
-        if self.image is not None:
-            return Image.open(io.BytesIO(self.image))
-        if self.image_path is not None:
-            return Image.open(self.image_path)
-        raise self._no_image()
+        data = self.read_image()
+        try:
+            return Image.open(io.BytesIO(data))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+            raise UnreadableDocumentError(f"The image of {self} is no image that is read: {error}.") from error
 
-    def _no_image(self) -> ValueError:
-        return ValueError(f"Page {self.page_id} ({self.file_name}, page {self.page_number}) has no image.")
+    def __str__(self) -> str:
+        """Name the page in errors."""
+        return f"page {self.page_number} of {self.file_name} ({self.page_id})"
 
 
 _BOX_UNITS = 65535
@@ -160,10 +170,15 @@ def unpack_boxes(text: str, packed: str) -> list[WordBox]:
     """Undo `pack_boxes` for the page's text.
 
     Raises:
-        ValueError: If there is not one box a word.
+        InvalidOptionError: If there is not one box a word.
     """
     words = text.split()
-    corners = np.frombuffer(base64.b64decode(packed), dtype="<u2").reshape(-1, 4) / _BOX_UNITS
+    try:
+        corners = np.frombuffer(base64.b64decode(packed), dtype="<u2").reshape(-1, 4) / _BOX_UNITS
+    except ValueError as error:
+        raise InvalidOptionError(f"These are no packed word boxes: {packed[:40]!r}.") from error
     if len(words) != len(corners):
-        raise ValueError(f"The text has {len(words)} words but {len(corners)} boxes; the text was changed afterwards.")
+        raise InvalidOptionError(
+            f"The text has {len(words)} words but {len(corners)} boxes: the text was changed afterwards."
+        )
     return [WordBox(word, *map(float, row)) for word, row in zip(words, corners, strict=True)]

@@ -17,7 +17,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
-from llama_index_colqwen.errors import InvalidOptionError, QueryError
+from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import node_from_page
@@ -92,7 +92,7 @@ class ColQwenRetriever(BaseRetriever):
 
     @similarity_top_k.setter
     def similarity_top_k(self, value: int) -> None:
-        self._similarity_top_k = _at_least_one("similarity_top_k", value)
+        self._similarity_top_k = check_count("similarity_top_k", value)
 
     @property
     def candidate_k(self) -> int:
@@ -101,7 +101,7 @@ class ColQwenRetriever(BaseRetriever):
 
     @candidate_k.setter
     def candidate_k(self, value: int) -> None:
-        self._candidate_k = _at_least_one("candidate_k", value)
+        self._candidate_k = check_count("candidate_k", value)
 
     @property
     def filters(self) -> MetadataFilters | None:
@@ -163,16 +163,10 @@ class ColQwenRetriever(BaseRetriever):
         texts = _texts(query_bundle)
         if not texts:
             raise QueryError("The query is empty: ask for something in words.")
-        query: MultiVector = np.concatenate(self._embedder.embed_queries(texts))
+        query: MultiVector = np.concatenate(self._embedder.embed_queries(texts)).astype(np.float32, copy=False)
         return query
 
 
 def _texts(query_bundle: QueryBundle) -> Sequence[str]:
     # embedding_strs and not query_str: query transforms (HyDE, say) put their texts there.
     return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidOptionError(f"{name} is a whole number, at least 1; got {value!r}.")
-    return value

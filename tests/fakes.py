@@ -1,14 +1,13 @@
-"""Small real parts for tests: pages without files, and an embedder whose vectors are known by hand."""
+"""Small real parts for tests: pages without files, and unit vectors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 from llama_index.core.schema import ImageNode
 
-from llama_index_colqwen import EmbedderFingerprint, MultiVector, Page, QueryError
+from llama_index_colqwen import MultiVector, Page
 
 # 1 x 1 pixel, white: the smallest image that opens.
 PNG = bytes.fromhex(
@@ -37,24 +36,3 @@ def unit_rows(seed: int, rows: int, dim: int = 4) -> MultiVector:
     vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
     normal: MultiVector = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return normal
-
-
-class TableEmbedder:
-    """Looks vectors up by text; counts the pages it embedded."""
-
-    def __init__(self, table: Mapping[str, MultiVector], dim: int = 4, name: str = "table") -> None:
-        self.table = table
-        self.dim = dim
-        self.fingerprint = EmbedderFingerprint(name, "1", dim)
-        self.embedded: list[str] = []
-
-    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
-        """Look the pages' texts up."""
-        self.embedded.extend(page.text for page in pages)
-        return [self.table[page.text] for page in pages]
-
-    def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
-        """Look the queries up."""
-        if unknown := [query for query in queries if query not in self.table]:
-            raise QueryError(f"not in the table: {unknown}")
-        return [self.table[query] for query in queries]

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.remote.contract import Limits
-from llama_index_colqwen.serving.app import Batching, create_app
-from llama_index_colqwen.serving.server import bind, make_server
+
+if TYPE_CHECKING:
+    from llama_index_colqwen.serving.app import Batching
 
 Json: TypeAlias = Any
 """What JSON may be; tests know what it is."""
@@ -32,6 +33,10 @@ def serve(
     port: int = 0,
 ) -> Iterator[str]:
     """Run the service in a thread of this process; leaving the block drains and stops it."""
+    # Imported here: other tests use this module without the extra [server].
+    from llama_index_colqwen.serving.app import create_app
+    from llama_index_colqwen.serving.server import bind, make_server
+
     taken = bind("127.0.0.1", port, token=token)
     server = make_server(create_app(embedder, token=token, limits=limits, batching=batching))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,14 +24,15 @@ from llama_index_colqwen import (
     MultiVector,
     Page,
 )
-from tests.fakes import TableEmbedder, unit_rows
+from llama_index_colqwen.testing import FakeEmbedder
+from tests.fakes import unit_rows
 
 
-class CountingEmbedder(TableEmbedder):
+class CountingEmbedder(FakeEmbedder):
     """Embeds any text, and can be told to fail after some pages."""
 
     def __init__(self, fail_after: int | None = None) -> None:
-        super().__init__(_AnyText())
+        super().__init__(_AnyText(), 4)
         self.fail_after = fail_after
 
     def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
@@ -248,11 +250,24 @@ async def test_async_twins_do_the_same(index: ColQwenIndex, tmp_path: Path) -> N
     assert index.store.count() == 0
 
 
-def test_progress_is_shown_when_asked_for(
-    index: ColQwenIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+class SlowEmbedder(CountingEmbedder):
+    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
+        time.sleep(1.1)
+        return super().embed_pages(pages)
+
+
+@pytest.mark.parametrize("method", ["insert_nodes", "refresh_ref_docs"])
+def test_progress_is_shown_of_what_takes_longer_than_a_second(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str
 ) -> None:
-    index.insert_nodes([make_document(tmp_path, 1)], show_progress=True)
-    assert "Indexing pages: 100%" in capfd.readouterr().err
+    with ColQwenIndex(MilvusPageStore(tmp_path / "x.db"), SlowEmbedder()) as index:
+        getattr(index, method)([make_document(tmp_path, 1)], show_progress=False)
+        assert capfd.readouterr().err == ""
+        getattr(index, method)([make_document(tmp_path, 2)])
+        assert "Indexing pages" in capfd.readouterr().err
+        index.embedder = CountingEmbedder()
+        getattr(index, method)([make_document(tmp_path, 3)])
+        assert capfd.readouterr().err == ""
 
 
 SLOW_INDEXING = """

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -60,22 +62,27 @@ def test_rooms_export_their_main_names(module: str, names: list[str]) -> None:
         assert getattr(room, name) is getattr(llama_index_colqwen, name)
 
 
+COLQWEN = "import sys; sys.argv[1:] = [{!r}]; from llama_index_colqwen.cli import main; main()"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "most"),
+    ("code", "plain", "most"),
     [
-        (["-c", "import llama_index_colqwen"], 0.3),
-        (["-m", "llama_index_colqwen.cli", "--help"], 0.5),
-        (["-m", "llama_index_colqwen.cli", "--version"], 0.5),
+        ("import llama_index_colqwen", "import typing, importlib", 3),  # measured: 1.0
+        (COLQWEN.format("--help"), "import typer", 2),  # 1.4
+        (COLQWEN.format("--version"), "import typer", 2),  # 1.2
     ],
 )
-def test_starting_takes_little_cpu(arguments: list[str], most: float) -> None:
-    seconds = []
-    for _ in range(5):
+def test_starting_takes_hardly_more_than_python_and_typer(code: str, plain: str, most: float) -> None:
+    def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) <= most  # of CPU; the least, since other programs slow caches and clocks
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # In turn, since other programs slow the machine for moments.
+    ratios = [seconds(code) / seconds(plain) for _ in range(5)]
+    assert statistics.median(ratios) <= most
 
 
 @pytest.mark.parametrize(
@@ -90,13 +97,13 @@ def test_every_module_lists_names_that_it_has(module: str) -> None:
         assert hasattr(loaded, name)
 
 
-def test_importing_loads_neither_models_nor_milvus() -> None:
-    code = (
-        "import sys, llama_index_colqwen\n"
-        "heavy = {'torch', 'transformers', 'colpali_engine', 'pymilvus', 'milvus_lite', 'onnxruntime', 'rapidocr', "
-        "'pypdfium2', 'wordfreq', 'httpx', 'fastapi', 'uvicorn', 'llama_index', 'numpy', 'PIL'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+@pytest.mark.parametrize("start", ["import llama_index_colqwen", "import llama_index_colqwen.cli"])
+def test_importing_loads_nothing_heavy(start: str) -> None:
+    heavy = (
+        "torch transformers colpali_engine pymilvus milvus_lite onnxruntime rapidocr pypdfium2 wordfreq httpx anyio "
     )
+    heavy += "fastapi uvicorn llama_index numpy PIL pydantic_core"
+    code = f"{start}, sys; print(sorted({set(heavy.split())} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -108,8 +115,25 @@ def test_errors_are_also_the_builtins_they_are_documented_as() -> None:
     assert len(tree) >= 7
     for name, builtin in tree:
         assert issubclass(getattr(errors, name), getattr(__import__("builtins"), builtin))
-    for name in errors.__all__:
+    for name in set(errors.__all__) - {"check_count"}:
         assert issubclass(getattr(errors, name), errors.ColQwenError)
+
+
+@pytest.mark.parametrize("name", ["ColQwenIndex", "MilvusPageStore", "EndpointEmbedder"])
+def test_everything_that_waits_has_an_asynchronous_twin(name: str) -> None:
+    public = getattr(llama_index_colqwen, name)
+    # What makes an object, and an iterator that waits as it is used.
+    made = {"as_retriever", "as_query_engine", "from_documents", "from_existing", "stream_pages"}
+    methods = {
+        method: value
+        for method, value in inspect.getmembers(public, inspect.isroutine)
+        if not method.startswith("_") and method not in made
+    }
+    blocking = {method for method, value in methods.items() if not inspect.iscoroutinefunction(value)}
+    assert len(blocking) >= 3
+    for method in blocking:
+        twin = methods[f"a{method}"]
+        assert inspect.signature(twin).parameters == inspect.signature(methods[method]).parameters, method
 
 
 def test_missing_dependency_error_survives_a_worker_process() -> None:
@@ -120,10 +144,11 @@ def test_missing_dependency_error_survives_a_worker_process() -> None:
     assert error.extra == "ocr"
 
 
-def test_doctests_hold() -> None:
+@pytest.mark.parametrize("name", ["late_interaction.maxsim", "testing"])
+def test_doctests_hold(name: str) -> None:
     import doctest
 
-    module = importlib.import_module("llama_index_colqwen.late_interaction.maxsim")
+    module = importlib.import_module(f"llama_index_colqwen.{name}")
     result = doctest.testmod(module, extraglobs={"np": importlib.import_module("numpy")})
     assert (result.attempted, result.failed) == (1, 0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,8 @@ from llama_index_colqwen import (
     QueryError,
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
-from tests.fakes import TableEmbedder, unit_rows
+from llama_index_colqwen.testing import FakeEmbedder
+from tests.fakes import unit_rows
 from tests.test_index import make_document
 
 TABLE: dict[str, MultiVector] = {
@@ -46,7 +48,7 @@ def index(tmp_path: Path) -> Iterator[ColQwenIndex]:
     documents = [make_document(tmp_path, number, page_label=str(number)) for number in (4, 3, 2, 1)]
     for document in documents:
         document.excluded_llm_metadata_keys = ["document_id", "page_number"]
-    made = ColQwenIndex.from_documents(documents, TableEmbedder(TABLE), uri=tmp_path / "p.db", show_progress=False)
+    made = ColQwenIndex.from_documents(documents, FakeEmbedder(TABLE, 4), uri=tmp_path / "p.db", show_progress=False)
     yield made
     made.store.close()
 
@@ -96,7 +98,7 @@ def test_ranking_equals_exact_maxsim_over_all_pages(tmp_path: Path) -> None:
     table = {f"text {number}": unit_rows(number, 5 + number % 7, dim=16) for number in range(1, 61)}
     table["query"] = unit_rows(1000, 6, dim=16)
     documents = [make_document(tmp_path, number) for number in range(1, 61)]
-    embedder = TableEmbedder(table, dim=16)
+    embedder = FakeEmbedder(table, dim=16)
     index = ColQwenIndex.from_documents(
         documents, embedder, uri=tmp_path / "p.db", vector_dtype="float16", show_progress=False
     )
@@ -131,12 +133,12 @@ def test_asking_for_more_pages_than_there_are_gives_all(index: ColQwenIndex, opt
 
 
 async def test_async_equals_sync_and_does_not_block_the_loop(index: ColQwenIndex) -> None:
-    class Slow(TableEmbedder):
+    class Slow(FakeEmbedder):
         def embed_queries(self, queries: Any) -> list[MultiVector]:  # noqa: ANN401
             time.sleep(0.5)
             return super().embed_queries(queries)
 
-    retriever = ColQwenRetriever(index.store, Slow(TABLE))
+    retriever = ColQwenRetriever(index.store, Slow(TABLE, 4))
     ticks = 0
 
     async def tick() -> None:
@@ -197,8 +199,8 @@ def test_empty_collection_gives_no_hits(index: ColQwenIndex) -> None:
 
 
 def test_another_embedder_is_refused_when_the_retriever_is_made(index: ColQwenIndex) -> None:
-    other = TableEmbedder(TABLE, name="other")
-    with pytest.raises(FingerprintMismatchError, match="made by table.*this embedder is other"):
+    other = FakeEmbedder(TABLE, 4, name="other")
+    with pytest.raises(FingerprintMismatchError, match="made by fake.*this embedder is other"):
         ColQwenRetriever(index.store, other)
     assert isinstance(other.fingerprint, EmbedderFingerprint)
 
@@ -209,6 +211,50 @@ def test_options_nobody_understands_are_refused(index: ColQwenIndex, options: di
         index.as_retriever(**options)
     with pytest.raises(TypeError):
         index.as_retriever(top_k=3)  # type: ignore[call-arg]
+
+
+def test_options_can_be_read_and_set(index: ColQwenIndex) -> None:
+    retriever = index.as_retriever(similarity_top_k=1)
+    assert (retriever.similarity_top_k, retriever.candidate_k, retriever.score) == (1, 100, "maxsim")
+    assert (retriever.filters, retriever.exact) == (None, False)
+    assert numbers(retriever.retrieve("east")) == [1]
+    retriever.similarity_top_k = 2
+    assert len(retriever.retrieve("east")) == 2
+    retriever.score = "normalized"
+    assert retriever.retrieve("east")[0].score == pytest.approx(1)
+    retriever.filters = MetadataFilters(filters=[MetadataFilter(key="page_number", value=2)])
+    assert numbers(retriever.retrieve("east")) == [2]
+    retriever.exact, retriever.candidate_k = True, 7
+    assert numbers(retriever.retrieve("east")) == [2]
+    for name, value in [("similarity_top_k", 0), ("candidate_k", "many"), ("score", "cosine"), ("exact", 1)]:
+        with pytest.raises(InvalidOptionError, match=name):
+            setattr(retriever, name, value)
+    with pytest.raises(InvalidOptionError, match="filters"):
+        retriever.filters = {"page_number": 2}  # type: ignore[assignment]
+    assert numbers(retriever.retrieve("east")) == [2]
+
+
+def test_retriever_options_reach_the_retriever_of_a_query_engine(index: ColQwenIndex) -> None:
+    only = MetadataFilters(filters=[MetadataFilter(key="page_number", value=3, operator=FilterOperator.NE)])
+    engine = index.as_query_engine(
+        MockLLM(),
+        multimodal=False,
+        similarity_top_k=2,
+        candidate_k=400,
+        filters=only,
+        score="normalized",
+        exact=True,
+    )
+    retriever = engine.retriever  # type: ignore[attr-defined]
+    assert (retriever.similarity_top_k, retriever.candidate_k, retriever.score) == (2, 400, "normalized")
+    assert (retriever.filters, retriever.exact) == (only, True)
+    with pytest.raises(TypeError, match="foo"):
+        index.as_query_engine(MockLLM(), foo=1)  # type: ignore[call-arg]
+
+
+def test_a_query_engine_takes_all_that_llama_index_s_does() -> None:
+    theirs = set(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "kwargs"}
+    assert theirs <= set(inspect.signature(ColQwenIndex.as_query_engine).parameters)
 
 
 class SeeingLLM(MockLLM):

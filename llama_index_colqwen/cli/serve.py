@@ -29,7 +29,7 @@ def serve(
 ) -> None:
     """Answer other programs' requests with a model: EndpointEmbedder's other end.
 
-    Clients send the token in COLQWEN_TOKEN, if there is one. Encryption (TLS) is a proxy's business.
+    Clients send the token in COLQWEN_TOKEN, if there is one. For encryption (TLS), put a proxy before it.
     """
     with plain_errors():
         from rich.markup import escape

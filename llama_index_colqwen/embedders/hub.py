@@ -155,7 +155,7 @@ def _hash_files(folder: Path) -> str:
             try:
                 tensors = json.loads(header)
             except ValueError:
-                continue  # a broken file, which is told of when it is loaded
+                continue  # a broken file, which is reported when it is loaded
             for name, tensor in sorted(tensors.items()):
                 if name != "__metadata__":
                     start, end = tensor["data_offsets"]

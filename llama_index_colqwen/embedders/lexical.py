@@ -118,6 +118,8 @@ class LexicalEmbedder:
         Raises:
             QueryError: If a query has no letters or digits.
         """
+        if wrong := [query for query in queries if not isinstance(query, str)]:
+            raise QueryError(f"A query is a text; got {type(wrong[0]).__name__}.")
         stem = self._stemmer()
         return [self._embed_query(query, stem) for query in queries]
 

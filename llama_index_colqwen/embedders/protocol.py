@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from llama_index_colqwen.concurrency import gather
+from llama_index_colqwen.errors import ModelError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
@@ -65,4 +66,7 @@ def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterat
         yield from own(pages)
         return
     for batch in gather(pages, _BATCH_PAGES):
-        yield from zip(batch, embedder.embed_pages(batch), strict=True)
+        vectors = embedder.embed_pages(batch)
+        if len(vectors) != len(batch):
+            raise ModelError(f"{embedder.fingerprint} gave {len(vectors)} multi-vectors for {len(batch)} pages.")
+        yield from zip(batch, vectors, strict=True)

@@ -35,6 +35,12 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
     if isinstance(embedder, EmbedderFingerprint):
         return _from_fingerprint(embedder)
     if isinstance(embedder, MultiVectorEmbedder):
+        fingerprint = embedder.fingerprint
+        if not isinstance(fingerprint, EmbedderFingerprint) or fingerprint.dim != embedder.dim:
+            raise InvalidOptionError(
+                f"The fingerprint of {type(embedder).__name__} is an EmbedderFingerprint with the embedder's dim, "
+                f"{embedder.dim}; got {fingerprint!r}."
+            )
         return embedder
     if embedder == "lexical":
         from llama_index_colqwen.embedders.lexical import LexicalEmbedder
@@ -53,7 +59,7 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
 
 def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
     if fingerprint.location.startswith(_ADDRESSES):
-        # Not connected to unasked: the collection may be a stranger's, and so the address and who listens there.
+        # Not connected to without being asked: the collection, and so the address in it, may come from anyone.
         raise InvalidOptionError(
             f"The collection was made with the model at {fingerprint.location} ({fingerprint.model}): give "
             f"embedder={fingerprint.location!r}, if you trust that address, or EndpointEmbedder with its token."

@@ -22,6 +22,7 @@ from llama_index_colqwen.errors import (
     MissingDependencyError,
     ModelError,
     QueryError,
+    check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
@@ -68,8 +69,8 @@ class SentenceTransformersEmbedder:
         revision: str | None = None,
     ) -> None:
         """Load the model; see the class for the arguments."""
-        if batch_size < 1 or pool_factor < 1:
-            raise InvalidOptionError(f"batch_size ({batch_size}) and pool_factor ({pool_factor}) are 1 or more.")
+        check_count("batch_size", batch_size)
+        check_count("pool_factor", pool_factor)
         require_torch(_EXTRA)
         self.model_name, self.batch_size, self.pool_factor = str(model_name), batch_size, pool_factor
         (self.device,) = choose_devices(device)
@@ -110,8 +111,8 @@ class SentenceTransformersEmbedder:
         Raises:
             QueryError: If a query is blank.
         """
-        if not all(query.strip() for query in queries):
-            raise QueryError("The query is blank.")
+        if not all(isinstance(query, str) and query.strip() for query in queries):
+            raise QueryError("The query is empty.")
         return self._encode(self._model.encode_query, list(queries))
 
     def _encode(self, encode: Callable[..., Any], inputs: Sequence[Any]) -> list[MultiVector]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_index_colqwen.concurrency import gather
-from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
+from llama_index_colqwen.errors import DimensionMismatchError, check_count
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector, PatchGrid
 
 __all__ = ["Candidate", "RankedPage", "maxsim", "maxsim_scores", "rank"]
@@ -129,8 +129,7 @@ def rank(query: MultiVector, candidates: Iterable[Candidate], top_k: int) -> lis
         DimensionMismatchError: If dims differ.
         InvalidOptionError: If `top_k` is below 1.
     """
-    if top_k < 1:
-        raise InvalidOptionError(f"At least one page is to be returned; got top_k={top_k}.")
+    check_count("top_k", top_k)
     best: list[RankedPage] = []
     for some in gather(candidates, _RANK_PAGES):
         scores = maxsim_scores(query, [candidate.encoded for candidate in some])

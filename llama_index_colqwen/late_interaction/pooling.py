@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llama_index_colqwen.errors import DimensionMismatchError, InvalidOptionError
+from llama_index_colqwen.errors import DimensionMismatchError, check_count
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
 __all__ = ["pool_to", "pool_tokens"]
@@ -31,8 +31,7 @@ def pool_tokens(vectors: MultiVector, pool_factor: int) -> MultiVector:
         InvalidOptionError: If `pool_factor` is below 1.
         DimensionMismatchError: If `vectors` is not a table with at least one row.
     """
-    if pool_factor < 1:
-        raise InvalidOptionError(f"A pooled vector stands for at least one token; got pool_factor={pool_factor}.")
+    check_count("pool_factor", pool_factor)
     return pool_to(vectors, max(len(vectors) // pool_factor, 1))
 
 
@@ -57,8 +56,7 @@ def pool_to(vectors: MultiVector, num_vectors: int) -> MultiVector:
         raise DimensionMismatchError(
             f"A multi-vector has shape (num_tokens, dim) with at least one row; got shape {vectors.shape}."
         )
-    if num_vectors < 1:
-        raise InvalidOptionError(f"A page keeps at least one vector; got num_vectors={num_vectors}.")
+    check_count("num_vectors", num_vectors)
     centres = np.ascontiguousarray(vectors, dtype=np.float32)
     if len(centres) <= num_vectors:
         return centres

@@ -177,7 +177,7 @@ def _draw_with_poppler(
     convert: Any = pdf2image.convert_from_bytes if isinstance(source, bytes) else pdf2image.convert_from_path
     start = 0
     while start < len(sizes):
-        # A process a page is several times slower: neighbours of one size are drawn together, eight at the most.
+        # A process a page is several times slower: neighbours of one size are drawn together, eight at most.
         stop = start + 1
         while stop < len(sizes) and stop - start < 8 and sizes[stop] == sizes[start]:
             stop += 1

@@ -11,12 +11,13 @@ import json
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from llama_index.core.bridge.pydantic import Field, field_validator
+from llama_index.core.bridge.pydantic import Field, ValidationError, field_validator
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
 from tqdm.auto import tqdm
@@ -117,7 +118,7 @@ class PDFPageReader(BasePydanticReader):
     on_error: Literal["raise", "skip"] = "raise"
     num_workers: int = Field(default=1, ge=1)
 
-    model_config = {"extra": "forbid"}
+    model_config = {"extra": "forbid", "validate_assignment": True}
 
     @field_validator("image_dir", mode="before")
     @classmethod
@@ -131,6 +132,22 @@ class PDFPageReader(BasePydanticReader):
             raise MissingDependencyError("ocr='always' needs OCR", "ocr")
         return value
 
+    if not TYPE_CHECKING:  # type checkers know the options from the fields above
+
+        def __init__(self, **options: object) -> None:
+            """See the class.
+
+            Raises:
+                InvalidOptionError: If an option has no such value, or there is no such option.
+            """
+            with _option_errors():
+                super().__init__(**options)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Set an option; errors are those of `PDFPageReader(...)`."""
+            with _option_errors():
+                super().__setattr__(name, value)
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name LlamaIndex serialises this reader under."""
@@ -141,7 +158,7 @@ class PDFPageReader(BasePydanticReader):
         source: Source | Sequence[Source],
         extra_info: dict[str, Any] | None = None,
         fs: AbstractFileSystem | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
     ) -> list[Document]:
         """Read all pages; see `lazy_load_data`, which takes the same arguments."""
         return list(self.lazy_load_data(source, extra_info, fs, show_progress))
@@ -151,7 +168,7 @@ class PDFPageReader(BasePydanticReader):
         source: Source | Sequence[Source],
         extra_info: dict[str, Any] | None = None,
         fs: AbstractFileSystem | None = None,
-        show_progress: bool = False,
+        show_progress: bool = True,
     ) -> Generator[Document, None, None]:
         """Read pages one at a time, in bounded memory; closing the generator closes the file it is at.
 
@@ -159,7 +176,7 @@ class PDFPageReader(BasePydanticReader):
             source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
             extra_info: Metadata for every page. `file_name` and `file_path` name what is given as bytes.
             fs: An fsspec file system that the paths are on.
-            show_progress: Whether to show a progress bar.
+            show_progress: Whether to show a progress bar, after a second.
 
         Raises:
             DocumentNotFoundError: If a path does not exist, or a folder has nothing that is read.
@@ -178,7 +195,7 @@ class PDFPageReader(BasePydanticReader):
         skipped: list[str] = []
         without_text: list[str] = []
         failed: set[int] = set()
-        with tqdm(desc="Reading pages", unit="page", disable=not show_progress) as progress:
+        with tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress:
             for number, read in self._parts(files, extra_info):
                 if number in failed:
                     continue
@@ -311,6 +328,8 @@ class PDFPageReader(BasePydanticReader):
     def _find(
         self, source: Source | Sequence[Source], extra_info: dict[str, Any], fs: AbstractFileSystem | None
     ) -> list[_File]:
+        if not isinstance(source, (str, PurePath, bytes, Iterable)):
+            raise InvalidOptionError(f"A source is a path, bytes, or a list of these; got {type(source).__name__}.")
         sources = [source] if isinstance(source, (str, PurePath, bytes)) else list(source)
         if not sources:
             raise DocumentNotFoundError("No files were given: the list of paths is empty.")
@@ -324,6 +343,19 @@ class PDFPageReader(BasePydanticReader):
             else:
                 raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
         return files
+
+
+@contextmanager
+def _option_errors() -> Iterator[None]:
+    """Turn what pydantic raises over options into our error."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, given = ".".join(map(str, first["loc"])), first.get("input")
+        # Errors are logged; passwords must not be.
+        got = "" if name == "password" else f"; got {given!r}"
+        raise InvalidOptionError(f"PDFPageReader's option {name}: {first['msg']}{got}.") from None
 
 
 def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> _Read:

@@ -56,7 +56,7 @@ def create_app(
     """
     limits = limits or Limits()
     service = Service(embedder, limits, batching or Batching())
-    # A folder's path is nobody's business but this machine's, and does not change what vectors mean.
+    # A folder's path is private to this machine, and does not change what vectors mean.
     fingerprint = replace(embedder.fingerprint, location="")
     info = Info(
         model=fingerprint.model,

@@ -23,14 +23,14 @@ class Batcher(Generic[_Item, _Result]):
     """Put items together as they come; what waits while the model is busy is its next batch.
 
     Where the model is free, an item waits for others only while `expecting()` says that some are on their way, and
-    `patience` at most. An item whose batch fails is tried again alone, so that one client's trouble is not another's.
+    `max_wait` at most. An item whose batch fails is tried again alone, so that one client's error is not another's.
 
     Args:
         run: Called in the model's thread with at most `most` items, in the order they came.
         executor: The model's thread.
         turns: Shared by the batchers of a model, which so take turns.
         most: Items a batch.
-        patience: In seconds.
+        max_wait: In seconds.
         expecting: Whether more items may come soon.
         observe: Told the size of each batch, and the seconds that it took.
     """
@@ -42,13 +42,13 @@ class Batcher(Generic[_Item, _Result]):
         turns: asyncio.Lock,
         *,
         most: int,
-        patience: float,
+        max_wait: float,
         expecting: Callable[[], bool],
         observe: Callable[[int, float], None],
     ) -> None:
         """See the class."""
         self._run, self._executor, self._turns = run, executor, turns
-        self._most, self._patience, self._expecting, self._observe = most, patience, expecting, observe
+        self._most, self._max_wait, self._expecting, self._observe = most, max_wait, expecting, observe
         self._waiting: deque[tuple[_Item, asyncio.Future[_Result]]] = deque()
         self._news = asyncio.Event()
 
@@ -76,7 +76,7 @@ class Batcher(Generic[_Item, _Result]):
     async def _gather(self) -> None:
         """Wait for more items, if the model is free and more are on their way."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience
+        deadline = loop.time() + self._max_wait
         while len(self._waiting) < self._most and not self._turns.locked() and self._expecting():
             self._news.clear()
             try:

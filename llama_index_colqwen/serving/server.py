@@ -66,7 +66,7 @@ def make_server(app: Any) -> uvicorn.Server:  # noqa: ANN401 - any ASGI applicat
     """
     config = uvicorn.Config(
         app,
-        http=_ImpatientProtocol,
+        http=_HeadTimeoutProtocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -78,10 +78,10 @@ def make_server(app: Any) -> uvicorn.Server:  # noqa: ANN401 - any ASGI applicat
     return uvicorn.Server(config)
 
 
-class _ImpatientProtocol(H11Protocol):
+class _HeadTimeoutProtocol(H11Protocol):
     """Closes connections whose request's head takes too long; uvicorn would wait for ever."""
 
-    _patience: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -99,10 +99,10 @@ class _ImpatientProtocol(H11Protocol):
         head_is_here = self.cycle is not None and not self.cycle.response_complete
         if head_is_here or self.transport.is_closing():
             self._stop()
-        elif self._patience is None:
-            self._patience = self.loop.call_later(_HEAD_S, self.transport.close)
+        elif self._timeout is None:
+            self._timeout = self.loop.call_later(_HEAD_S, self.transport.close)
 
     def _stop(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None

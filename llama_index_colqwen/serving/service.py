@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from pydantic_core import from_json
-from starlette.requests import Request
 
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage
@@ -29,11 +27,17 @@ from llama_index_colqwen.embedders.remote.contract import (
     read_image,
     response_json,
 )
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import InvalidOptionError, MissingDependencyError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.serving.batching import Batcher
 from llama_index_colqwen.serving.handler import fault_of_item
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    from starlette.requests import Request
+except ImportError as error:
+    raise MissingDependencyError("Serving a model needs FastAPI and prometheus-client", "server") from error
 
 __all__ = ["Batching", "ClientGone", "Service"]
 
@@ -51,14 +55,14 @@ class Batching:
     Attributes:
         max_texts: Texts a forward pass; 1 turns batching off.
         max_pages: Pages a forward pass; by default the embedder's `batch_size`.
-        patience: Seconds that an item waits for others at most, while the model is free and requests are coming in.
+        max_wait: Seconds that an item waits for others at most, while the model is free and requests are coming in.
         max_queue: Images and texts that wait at most; what is beyond is answered with 503.
         body_seconds: Seconds that a request's body may take to arrive.
     """
 
     max_texts: int = 32
     max_pages: int | None = None
-    patience: float = 0.005
+    max_wait: float = 0.005
     max_queue: int = 512
     body_seconds: float = 60.0
 
@@ -130,7 +134,7 @@ class Service:
                 model,
                 turns,
                 most=self._batching.max_texts,
-                patience=self._batching.patience,
+                max_wait=self._batching.max_wait,
                 expecting=lambda: self._coming > 0,
                 observe=partial(self._observe, "text"),
             )
@@ -139,7 +143,7 @@ class Service:
                 model,
                 turns,
                 most=max_pages,
-                patience=self._batching.patience,
+                max_wait=self._batching.max_wait,
                 expecting=lambda: self._coming + self._preparing > 0,
                 observe=partial(self._observe, "image"),
             )

@@ -25,7 +25,7 @@ _CONNECT_SECONDS = 10
 _GRPC_OPTIONS = {"grpc.keepalive_time_ms": 300_000}
 
 # Milvus Lite's engine is shared by all clients of this process on the same file, and keeps the file locked after the
-# last of them is closed; so they are counted, and the last one lets go of the file.
+# last of them is closed; so they are counted, and the last one unlocks the file.
 _LITE_LOCK = threading.Lock()
 _LITE_CLIENTS: dict[str, int] = {}
 

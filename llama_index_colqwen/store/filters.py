@@ -3,7 +3,7 @@
 The only place where a literal of a user's gets into an expression. Knows nothing of connections or pages.
 
 Engines disagree about missing keys, truth values, substrings and everything negated, so an expression says only what
-they agree on, and keeps a page too many rather than one too few; every page that comes of it is asked again here.
+they agree on, and keeps a page too many rather than one too few; every page that it keeps is checked again here.
 
 A page without the key, or with null, matches only NE, NIN and IS_EMPTY. Values of different kinds (a number, a text, a
 truth value) are never equal and have no order. CONTAINS, ANY and ALL ask a list in the metadata; TEXT_MATCH finds a
@@ -50,9 +50,17 @@ def page_filter(filters: MetadataFilters | None) -> PageFilter | None:
     """Translate filters; None where there are none.
 
     Raises:
-        InvalidOptionError: If a value does not go with its operator, or filters are nested more than 32 deep.
+        InvalidOptionError: If they are no `MetadataFilters`, a value does not go with its operator, or they are nested
+            more than 32 deep.
     """
-    if filters is None or not filters.filters:
+    if filters is None:
+        return None
+    if not isinstance(filters, MetadataFilters):
+        raise InvalidOptionError(
+            "filters are MetadataFilters(filters=[MetadataFilter(key='file_name', value='report.pdf')]); got "
+            f"{type(filters).__name__}."
+        )
+    if not filters.filters:
         return None
     _check(filters, depth=1)
     return PageFilter(_expression(filters), lambda metadata: matches(filters, metadata))

@@ -37,7 +37,7 @@ _LOGGER = logging.getLogger(__name__)
 # 200,000 vectors (230 ColQwen2 pages) are scored in 35 ms; a first stage would save little, and could lose something.
 _EXACT_VECTORS = 200_000
 
-# Centroids are trained anew when there are this many times the vectors that they were trained for.
+# Centroids are trained again when there are this many times the vectors that they were trained for.
 _GROWTH = 4
 
 _BATCH_PAGES = 16

@@ -25,7 +25,7 @@ from llama_index_colqwen.store.vector_shards import StoredVectors
 __all__ = ["MAX_HITS", "IgnoredParameterWarning", "MilvusCandidates"]
 
 MAX_HITS = 16_384
-"""What a server finds for a vector at the most."""
+"""What a server finds for a vector at most."""
 
 
 class IgnoredParameterWarning(UserWarning):
@@ -58,12 +58,12 @@ class MilvusCandidates:
             rows += candidate_rows(page, vector_id, vectors if number == "all" else pool_to(vectors, number))
         self._table.upsert(rows, [_bytes(row) for row in rows])
 
-    def remove(self, doomed: Iterable[StoredVectors]) -> None:
+    def remove(self, deleted: Iterable[StoredVectors]) -> None:
         """Delete the candidates of these vectors, by key: by anything else, servers take their time."""
         most = self._candidate_vectors
         numbers = {
             stored.vector_id: stored.num_vectors if most == "all" else min(stored.num_vectors, most)
-            for stored in doomed
+            for stored in deleted
         }
         self._table.remove([candidate_id(name, row) for name, number in numbers.items() for row in range(number)])
 

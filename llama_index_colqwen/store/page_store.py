@@ -26,6 +26,7 @@ from llama_index_colqwen.errors import (
     FingerprintMismatchError,
     InvalidOptionError,
     StoreError,
+    check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import Candidate
@@ -120,19 +121,15 @@ class MilvusPageStore:
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         """See the class; nothing is opened yet."""
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
+        if not isinstance(collection_name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
             raise InvalidOptionError(
                 f"A collection's name has letters, digits and underscores, and no digit first; got {collection_name!r}."
             )
         if vector_dtype not in (None, "int8", "float16"):
             raise InvalidOptionError(f"vector_dtype is int8 or float16; got {vector_dtype!r}.")
-        number = (
-            isinstance(candidate_vectors, int) and not isinstance(candidate_vectors, bool) and candidate_vectors > 0
-        )
-        if not (candidate_vectors in (None, "all") or number):
-            raise InvalidOptionError(f'candidate_vectors is at least 1, or "all"; got {candidate_vectors!r}.')
-        if cache_bytes < 1:
-            raise InvalidOptionError(f"cache_bytes is at least 1; got {cache_bytes!r}.")
+        if candidate_vectors is not None and candidate_vectors != "all":
+            check_count('candidate_vectors, if it is not "all",', candidate_vectors)
+        check_count("cache_bytes", cache_bytes)
         self.uri = normalise_uri(uri)
         self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
@@ -195,7 +192,7 @@ class MilvusPageStore:
         return self._require_description().embedder
 
     def close(self) -> None:
-        """Let go of the database; a Milvus Lite file can then be opened by another process."""
+        """Close the database; a Milvus Lite file can then be opened by another process."""
         with self._lock:
             self._forget()
             self._connection.close()
@@ -226,6 +223,7 @@ class MilvusPageStore:
         dim = self._require_open().description.embedder.dim
         if len(pages) != len(vectors):
             raise DimensionMismatchError(f"{len(pages)} pages came with {len(vectors)} multi-vectors.")
+        vectors = [_as_array(multi_vector, page) for page, multi_vector in zip(pages, vectors, strict=True)]
         for page, multi_vector in zip(pages, vectors, strict=True):
             if multi_vector.ndim != 2 or multi_vector.shape[1] != dim or not len(multi_vector):
                 raise DimensionMismatchError(
@@ -281,12 +279,12 @@ class MilvusPageStore:
         self._require_open()
         chosen = page_filter(filters)
         with self._writing():
-            doomed = self._pages.read(page_ids, _VECTORS) if page_ids else []
+            rows_to_delete = self._pages.read(page_ids, _VECTORS) if page_ids else []
             for document_id in document_ids:
-                doomed.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
+                rows_to_delete.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
             if chosen is not None:
-                doomed.extend(self._matching(chosen))
-            return self._delete_rows(doomed)
+                rows_to_delete.extend(self._matching(chosen))
+            return self._delete_rows(rows_to_delete)
 
     def delete_other_versions(self, file_path: str, document_id: str) -> int:
         """Delete the pages of what a file held before: same `file_path`, another document id.
@@ -300,7 +298,7 @@ class MilvusPageStore:
             return self._delete_rows(self._pages.scan(_VECTORS, expression))
 
     def clear(self) -> None:
-        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it anew."""
+        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it again."""
         with self._lock:
             found = self._description(strict=False)
             # The pages' collection goes first: what is left without it is not taken for a collection.
@@ -365,8 +363,7 @@ class MilvusPageStore:
         """
         opened = self._require_open()
         dim = opened.description.embedder.dim
-        if candidate_k < 1:
-            raise InvalidOptionError(f"candidate_k is at least 1; got {candidate_k}.")
+        check_count("candidate_k", candidate_k)
         if query.ndim != 2 or not len(query) or query.shape[1] != dim:
             raise DimensionMismatchError(
                 f"Collection {self.collection_name!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
@@ -443,16 +440,16 @@ class MilvusPageStore:
 
     def _delete_rows(self, rows: Iterable[Mapping[str, Any]]) -> int:
         opened = self._require_open()
-        doomed = {row["page_id"]: StoredVectors.of(row) for row in rows}
-        if doomed:
+        deleted = {row["page_id"]: StoredVectors.of(row) for row in rows}
+        if deleted:
             # Pages first: without its row, a page is gone, whatever happens next.
-            self._pages.remove(list(doomed))
+            self._pages.remove(list(deleted))
             if opened.shared is not None:
-                opened.shared.pages.remove(doomed)
-            opened.vectors.remove(doomed.values())
+                opened.shared.pages.remove(deleted)
+            opened.vectors.remove(deleted.values())
             if opened.candidates is not None:
-                opened.candidates.remove(doomed.values())
-        return len(doomed)
+                opened.candidates.remove(deleted.values())
+        return len(deleted)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -639,6 +636,13 @@ class _Opened:
 
 
 _PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
+
+
+def _as_array(vectors: MultiVector, page: Page) -> MultiVector:
+    try:
+        return np.asanyarray(vectors, dtype=np.float32)  # any: `PageVectors` stay what they are
+    except (TypeError, ValueError) as error:
+        raise DimensionMismatchError(f"The vectors of page {page.page_id} are no table of numbers: {error}.") from error
 
 
 def _row_bytes(row: Mapping[str, Any]) -> int:

@@ -58,7 +58,7 @@ class MilvusTable:
         self.forget()
 
     def forget(self) -> None:
-        """Load it anew at the next reading."""
+        """Load it again at the next reading."""
         self._loaded = False
 
     # ---- reading
@@ -104,7 +104,7 @@ class MilvusTable:
         self._load()
         found: list[list[Row]] = []
         with self._connection.errors("search"):
-            # A server answers with 16,384 rows a vector and 64 MB at the most; 150 bytes a row.
+            # A server answers with 16,384 rows a vector and 64 MB at most; 150 bytes a row.
             for some in batches(vectors, max(MESSAGE_BYTES // (limit * 150), 1)):
                 hits = self._connection.client.search(
                     self.name,

@@ -58,8 +58,8 @@ class VectorTables:
         self._tables: dict[int, MilvusTable] = {}  # those that are in Milvus Lite's memory
         self._current: int | None = None
         self._rows = 0
-        self._doomed: dict[int, list[str]] = {}
-        self._mended = False
+        self._to_delete: dict[int, list[str]] = {}
+        self._repaired = False
 
     def write(self, rows: Sequence[Row], sizes: Sequence[int]) -> int:
         """Write rows of vectors, and return which collection has them now."""
@@ -67,7 +67,7 @@ class VectorTables:
             self._table(0).upsert(rows, sizes)
             return 0
         with self._lock:
-            self._remove_doomed()
+            self._delete_marked()
             if self._current is None:
                 self._current = max(self._shards(), default=0)
                 self._rows = self._table(self._current).count()
@@ -100,17 +100,17 @@ class VectorTables:
                 encoded = EncodedVectors.from_bytes(data, self._dim, self._dtype)
                 yield row["vector_id"], CachedVectors(encoded, patch_grid)
 
-    def remove(self, doomed: Iterable[StoredVectors]) -> None:
+    def remove(self, deleted: Iterable[StoredVectors]) -> None:
         """Delete vectors; those in collections that would have to be read first, at the next writing or closing."""
         with self._lock:
-            for stored in doomed:
-                self._doomed.setdefault(stored.shard, []).append(stored.vector_id)
-            self._remove_doomed(only_loaded=self._sharded)
+            for stored in deleted:
+                self._to_delete.setdefault(stored.shard, []).append(stored.vector_id)
+            self._delete_marked(only_loaded=self._sharded)
 
     def close(self) -> None:
         """Delete what is still to be deleted."""
         with self._lock:
-            self._remove_doomed()
+            self._delete_marked()
             self._tables, self._current = {}, None
 
     def drop(self) -> None:
@@ -118,14 +118,14 @@ class VectorTables:
         with self._lock:
             for shard in self._shards():
                 MilvusTable(self._connection, self._name(shard), "vector_id").drop()
-            self._tables, self._current, self._doomed = {}, None, {}
+            self._tables, self._current, self._to_delete = {}, None, {}
 
     # ---- inside
 
-    def _remove_doomed(self, *, only_loaded: bool = False) -> None:
-        for shard in [shard for shard in self._doomed if shard in self._tables or not only_loaded]:
-            self._table(shard).remove(self._doomed[shard])
-            del self._doomed[shard]
+    def _delete_marked(self, *, only_loaded: bool = False) -> None:
+        for shard in [shard for shard in self._to_delete if shard in self._tables or not only_loaded]:
+            self._table(shard).remove(self._to_delete[shard])
+            del self._to_delete[shard]
             if self._sharded and shard != self._current and shard > 0:
                 if self._table(shard).count() == 0:
                     self._tables.pop(shard).drop()
@@ -133,7 +133,7 @@ class VectorTables:
                     self._unload(shard)
 
     def _table(self, shard: int) -> MilvusTable:
-        if self._sharded and not self._mended:
+        if self._sharded and not self._repaired:
             self._shards()
         return self._tables.setdefault(shard, MilvusTable(self._connection, self._name(shard), "vector_id"))
 
@@ -148,7 +148,7 @@ class VectorTables:
             with self._connection.errors("open"):  # a process died between the two renamings
                 self._connection.client.rename_collection(name, name.removesuffix(_UNLOADING))
             names.add(name.removesuffix(_UNLOADING))
-        self._mended = True
+        self._repaired = True
         numbers = [0, *(int(rest) for name in names if (rest := name.removeprefix(f"{first}_")).isdigit())]
         return [number for number in numbers if self._name(number) in names]
 

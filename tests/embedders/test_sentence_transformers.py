@@ -320,5 +320,6 @@ def test_model_that_is_not_there_is_an_error_with_its_name(models: Path) -> None
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"batch_size": 0}, {"pool_factor": 0}])
 def test_options_that_mean_nothing_are_refused_before_anything_is_loaded(options: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
     with pytest.raises(InvalidOptionError, match=next(iter(options))):
         SentenceTransformersEmbedder("nowhere", **options)

@@ -134,12 +134,12 @@ def test_pooling_keeps_more_of_the_score_than_the_mean_of_consecutive_rows(pool_
 
 @pytest.mark.parametrize("pool_factor", [0, -2])
 def test_pool_factor_below_one_is_named(pool_factor: int) -> None:
-    with pytest.raises(InvalidOptionError, match=f"pool_factor={pool_factor}"):
+    with pytest.raises(InvalidOptionError, match=f"pool_factor.*got {pool_factor}"):
         pool_tokens(unit_rows(0, 3), pool_factor)
 
 
 def test_pooling_to_no_vectors_is_refused() -> None:
-    with pytest.raises(InvalidOptionError, match="num_vectors=0"):
+    with pytest.raises(InvalidOptionError, match="num_vectors.*got 0"):
         pool_to(unit_rows(0, 3), 0)
 
 

@@ -522,7 +522,7 @@ def test_script_without_a_main_guard_can_use_worker_processes(tmp_path: Path) ->
     script.write_text(
         "import sys\n"
         "from llama_index_colqwen import PDFPageReader\n"
-        "print(len(PDFPageReader(ocr='never', num_workers=2).load_data(sys.argv[1])))\n"
+        "print(len(PDFPageReader(ocr='never', num_workers=2).load_data(sys.argv[1], show_progress=False)))\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "a.pdf")]
     run = subprocess.run(

@@ -15,6 +15,7 @@ import pytest
 
 from llama_index_colqwen import (
     AnnIndex,
+    Candidate,
     CollectionNotFoundError,
     DimensionMismatchError,
     EmbedderFingerprint,
@@ -27,7 +28,6 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
-from llama_index_colqwen.late_interaction.maxsim import Candidate
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})

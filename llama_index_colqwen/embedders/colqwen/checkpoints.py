@@ -154,7 +154,7 @@ def load_model(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # to be told of them: they are an error here
+            ignore_mismatched_sizes=True,  # they are reported then, and are an error here
             adapter_kwargs={"subfolder": "none"},  # an adapter in the folder would hide what the base lacks
             local_files_only=True,
             trust_remote_code=False,

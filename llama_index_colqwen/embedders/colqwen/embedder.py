@@ -41,7 +41,7 @@ from llama_index_colqwen.embedders.devices import (
     is_out_of_memory,
     place,
 )
-from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError
+from llama_index_colqwen.errors import DeviceMemoryError, ModelError, QueryError, check_count
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
@@ -112,10 +112,8 @@ class ColQwenEmbedder:
         allow_untrained: bool = False,
     ) -> None:
         """Load the model; see the class for the arguments."""
-        if batch_size < 1:
-            raise InvalidOptionError(f"batch_size is 1 or more; got {batch_size}.")
-        if pool_factor < 1:
-            raise InvalidOptionError(f"pool_factor is 1 or more; got {pool_factor}.")
+        check_count("batch_size", batch_size)
+        check_count("pool_factor", pool_factor)
         import_colpali_engine()
         self.model_name = str(model_name)
         self.devices = choose_devices(device)

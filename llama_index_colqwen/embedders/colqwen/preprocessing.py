@@ -161,7 +161,7 @@ def _filled_up(tensor: Any, length: int) -> Any:  # noqa: ANN401 - torch.Tensor
 
 
 def image_area(page: Page) -> int:
-    """Return a page image's pixels, read from its head; 0 where that fails, which preprocessing will tell of."""
+    """Return a page image's pixels, read from its head; 0 where that fails, which preprocessing reports."""
     try:
         with page.open_image() as image:
             return int(image.width * image.height)

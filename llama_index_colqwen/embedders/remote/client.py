@@ -245,7 +245,10 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _checked(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except (AttributeError, ValueError) as error:
+        raise InvalidOptionError(f"A service's address starts with http:// or https://; got {url!r}.") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidOptionError(f"A service's address starts with http:// or https://; got {url!r}.")
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import BackgroundLoop, gather, look_ahead
+from llama_index_colqwen.concurrency import BackgroundLoop, gather, in_thread, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
 from llama_index_colqwen.errors import (
     ColQwenError,
@@ -25,6 +25,7 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     QueryError,
     UnreadableDocumentError,
+    check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
@@ -33,6 +34,7 @@ from llama_index_colqwen.pages import Page
 __all__ = ["EndpointEmbedder"]
 
 _T = TypeVar("_T")
+_Batch = TypeVar("_Batch")
 
 _QUERIES = 32
 _REQUEST_BYTES = 4 * 2**20
@@ -74,10 +76,11 @@ class EndpointEmbedder:
         max_retries: int = 5,
     ) -> None:
         """Ask the service what its model is; see the class."""
-        if batch_size < 1 or concurrency < 1 or timeout <= 0 or max_retries < 0:
+        check_count("batch_size", batch_size)
+        check_count("concurrency", concurrency)
+        if timeout <= 0 or max_retries < 0:
             raise InvalidOptionError(
-                "batch_size and concurrency are 1 or more, timeout is more than 0, max_retries 0 or more; got "
-                f"{batch_size}, {concurrency}, {timeout}, {max_retries}."
+                f"timeout is more than 0, and max_retries 0 or more; got {timeout!r} and {max_retries!r}."
             )
         token = os.environ.get("COLQWEN_TOKEN", "").strip() if token is None else token
         self._client = EndpointClient(url, token, timeout, max_retries)
@@ -89,13 +92,13 @@ class EndpointEmbedder:
         except BaseException:
             self.close()
             raise
-        # Whoever opens a collection that this made reads there whence its vectors come.
+        # Kept with collections: it says where their vectors came from.
         self.fingerprint = replace(fingerprint, location=self.url)
         self.dim = fingerprint.dim
 
     # ---- pages
 
-    def embed_pages(self, pages: Sequence[Page], show_progress: bool = False) -> list[MultiVector]:
+    def embed_pages(self, pages: Sequence[Page], show_progress: bool = True) -> list[MultiVector]:
         """Embed page images, several requests at a time.
 
         Returns:
@@ -109,7 +112,7 @@ class EndpointEmbedder:
         """
         return self._loop.run(self._embed_pages, pages, show_progress)
 
-    async def aembed_pages(self, pages: Sequence[Page], show_progress: bool = False) -> list[MultiVector]:
+    async def aembed_pages(self, pages: Sequence[Page], show_progress: bool = True) -> list[MultiVector]:
         """As `embed_pages`; when it is cancelled, the service is left alone."""
         return await self._loop.arun(self._embed_pages, pages, show_progress)
 
@@ -158,6 +161,8 @@ class EndpointEmbedder:
         self._loop.run(self._disconnect)
         self._loop.stop()
 
+    aclose = in_thread(close)
+
     def __enter__(self) -> EndpointEmbedder:
         """Return itself."""
         return self
@@ -171,7 +176,9 @@ class EndpointEmbedder:
     # ---- what runs on the background loop
 
     async def _embed_pages(self, pages: Sequence[Page], show_progress: bool) -> list[MultiVector]:
-        with tqdm(total=len(pages), desc="Embedding pages", unit="page", disable=not show_progress) as progress:
+        with tqdm(
+            total=len(pages), desc="Embedding pages", unit="page", disable=not show_progress, delay=1
+        ) as progress:
 
             async def embed(batch: list[Page]) -> list[MultiVector]:
                 async with self._slot():
@@ -183,7 +190,7 @@ class EndpointEmbedder:
                 progress.update(len(batch))
                 return [vector if isinstance(vector, PageVectors) else PageVectors(vector) for vector in vectors]
 
-            return await _all(embed(batch) for batch in self._split(pages))
+            return await _for_all(embed, self._split(pages))
 
     async def _embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         if not all(isinstance(query, str) and query.strip() for query in queries):
@@ -199,7 +206,7 @@ class EndpointEmbedder:
 
         # Half a letter is none, and no JSON.
         texts = [query.encode("utf-8", "replace").decode("utf-8") for query in queries]
-        return await _all(embed(batch) for batch in gather(texts, min(_QUERIES, self._client.limits.max_items)))
+        return await _for_all(embed, gather(texts, min(_QUERIES, self._client.limits.max_items)))
 
     def _split(self, pages: Sequence[Page]) -> Iterator[list[Page]]:
         """Make requests of pages: so many, and of so many bytes."""
@@ -254,12 +261,24 @@ def _unreadable(page: Page, why: str) -> UnreadableDocumentError:
     )
 
 
-async def _all(coroutines: Iterable[Coroutine[Any, Any, list[_T]]]) -> list[_T]:
-    """Run all, and join what they return; the first error ends the others."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return [item for items in await asyncio.gather(*tasks) for item in items]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _for_all(function: Callable[[_Batch], Awaitable[list[_T]]], batches: Iterable[_Batch]) -> list[_T]:
+    """Call a function with all batches at once, and join what it returns; the first error ends the others."""
+    import anyio
+
+    found: dict[int, list[_T]] = {}
+    errors: list[Exception] = []
+
+    async def call(number: int, batch: _Batch) -> None:
+        try:
+            found[number] = await function(batch)
+        except Exception as error:
+            errors.append(error)
+            group.cancel_scope.cancel()
+
+    # Not asyncio.gather: the loop is anyio's, whose cancelling reaches only the tasks of a group in peace.
+    async with anyio.create_task_group() as group:
+        for number, batch in enumerate(batches):
+            group.start_soon(call, number, batch)
+    if errors:
+        raise errors[0]
+    return [item for _, items in sorted(found.items()) for item in items]
