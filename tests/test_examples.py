@@ -20,6 +20,7 @@ from tests.test_retriever import SeeingLLM
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ocr.is_available(), reason="the scanned sample needs the [ocr] extra")
 def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("demo.*"))
@@ -32,6 +33,7 @@ def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys
     assert "(17 were there already)" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs_as_it_stands(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -64,6 +66,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     assert "3 images ['3'," in output
 
 
+@pytest.mark.slow
 def test_samples_are_what_their_script_draws(tmp_path: Path) -> None:
     import pypdfium2
 
@@ -78,6 +81,7 @@ def test_samples_are_what_their_script_draws(tmp_path: Path) -> None:
         assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_quality_benchmark_measures_the_samples(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), "--pdfs", str(ROOT / "examples" / "pdfs")]
     command += ["--questions", str(ROOT / "examples" / "questions.jsonl"), "--ocr", "never"]
@@ -109,6 +113,7 @@ def test_quality_measures_count_by_hand() -> None:
     assert figures["within"]["ndcg@5"] == pytest.approx(((1 / 1.584963 + 1 / 2) / ideal + 1) / 2, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]
@@ -121,6 +126,7 @@ def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[s
         assert run["ratio"] == pytest.approx(run["pages_s"] / run["colpali_engine_pages_s"])
 
 
+@pytest.mark.slow
 def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     pytest.importorskip("fastapi", reason="the [server] extra is not installed")
@@ -139,6 +145,7 @@ def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.Capture
     assert line["overhead"]["served_ms"] > 0
 
 
+@pytest.mark.slow
 def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     import torch
@@ -153,6 +160,7 @@ def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) 
     assert all(ours[factor]["ms"] < theirs[factor]["ms"] for factor in ours)
 
 
+@pytest.mark.slow
 def test_search_benchmark_compares_ours_with_exact_scans(capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(ROOT / "benchmarks" / "search.py"))["main"]
     assert main(["--pages", "40", "--queries", "3", "--small-pages", "0"]) == 0

@@ -286,6 +286,7 @@ ColQwenIndex.from_documents(documents, Slow(), uri=folder / "pages.db")
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_indexing_leaves_whole_pages_and_a_file_that_opens(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SLOW_INDEXING, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

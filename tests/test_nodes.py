@@ -190,6 +190,7 @@ fractions = st.floats(0, 1)
 words = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1).filter(lambda word: len(word.split()) == 1)
 
 
+@pytest.mark.slow
 @given(st.lists(st.builds(WordBox, words, fractions, fractions, fractions, fractions)))
 def test_unpacked_boxes_are_the_packed_ones_to_a_65535th(boxes: list[WordBox]) -> None:
     text = "\n".join(box.text for box in boxes)

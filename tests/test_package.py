@@ -65,6 +65,7 @@ def test_rooms_export_their_main_names(module: str, names: list[str]) -> None:
 COLQWEN = "import sys; sys.argv[1:] = [{!r}]; from llama_index_colqwen.cli import main; main()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "plain", "most"),
     [

@@ -65,6 +65,7 @@ def test_info_lists_documents_and_the_embedder(db: Path) -> None:
     assert "2 documents, 14 pages" in result.output
 
 
+@pytest.mark.slow
 def test_indexing_again_changes_nothing_and_a_new_version_replaces_the_old(tmp_path: Path) -> None:
     pdf, db = tmp_path / "report.pdf", tmp_path / "x.db"
     write_text_pdf(pdf, "turbidity of the basin", "height of the quay")
@@ -129,6 +130,7 @@ def test_unreadable_files_are_noted_when_skipped(tmp_path: Path) -> None:
     assert "1 added" in result.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
     for number in range(16):
         write_text_pdf(
@@ -155,6 +157,7 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(tmp_path: Path) -> None:
     assert f"400 pages in {tmp_path / 'x.db'}: {400 - stored} added, 0 updated, {stored} unchanged" in result.output
 
 
+@pytest.mark.slow
 def test_visual_model_indexes_and_is_found_again_by_search(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
     pdf, db = SAMPLES / "tidal-sensors-paper.pdf", tmp_path / "visual.db"
     model = tmp_path / "model"

@@ -146,6 +146,7 @@ def test_language_without_frequencies_is_refused_with_those_that_have_them() -> 
         LexicalEmbedder("xx")
 
 
+@pytest.mark.slow
 def test_vectors_are_the_same_in_another_process() -> None:
     code = (
         "from llama_index_colqwen import LexicalEmbedder\n"

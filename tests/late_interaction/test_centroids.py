@@ -51,6 +51,7 @@ def scores_by_hand(lists: CentroidLists, query: MultiVector) -> dict[str, float]
     return {page_id: float(similarities[:, ids].max(axis=1).sum()) for page_id, ids in lists.pages().items()}
 
 
+@pytest.mark.slow
 def test_centroids_are_unit_vectors_and_repeatable(pages: list[MultiVector], centroids: Centroids) -> None:
     again = trained(pages)
     np.testing.assert_array_equal(centroids.fine, again.fine)

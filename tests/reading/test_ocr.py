@@ -23,6 +23,7 @@ def read(path: Path, **options: Any) -> list[Document]:  # noqa: ANN401
     return PDFPageReader(**{"max_pixels": 400_000, **options}).load_data(path)
 
 
+@pytest.mark.slow
 @needs_ocr
 @pytest.mark.parametrize("rotate", [0, 90])
 def test_words_of_a_scanned_page_are_read_with_boxes_in_place(tmp_path: Path, rotate: int) -> None:
@@ -41,6 +42,7 @@ def test_words_of_a_scanned_page_are_read_with_boxes_in_place(tmp_path: Path, ro
     assert boxes[0].right < boxes[1].left < boxes[1].right and boxes[2].right < boxes[3].left
 
 
+@pytest.mark.slow
 @needs_ocr
 def test_page_scanned_upside_down_is_read_with_boxes_where_the_words_stand(tmp_path: Path) -> None:
     (document,) = read(write_scan(tmp_path / "scan.pdf", SCAN.rotate(180)))
@@ -82,6 +84,7 @@ def test_always_reads_pages_that_have_a_text_layer(tmp_path: Path) -> None:
     assert document.text.split()[:3] == ["A", "text", "layer"] and document.metadata["text_source"] == "ocr"
 
 
+@pytest.mark.slow
 @needs_ocr
 @pytest.mark.parametrize(
     ("scan", "mode"),

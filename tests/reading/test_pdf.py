@@ -72,6 +72,7 @@ def test_word_boxes_lie_where_the_words_were_drawn(
         assert corners(word) == pytest.approx(sheet.box_of(text), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", [None, CROP])
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -465,6 +465,7 @@ print(number, peak() - start)
 """
 
 
+@pytest.mark.slow
 def test_500_pages_are_read_lazily_in_bounded_memory(tmp_path: Path, run_python: Callable[..., str]) -> None:
     path = write_text_pdf(tmp_path / "long.pdf", *(f"page {number}" for number in range(1, 501)))
     pages, growth = map(int, run_python(LAZY, path).split())
@@ -487,6 +488,7 @@ def test_reading_that_is_broken_off_leaves_the_file_readable_again(pdf: Path) ->
     assert len(reader().load_data(pdf.with_name("moved.pdf"))) == 2
 
 
+@pytest.mark.slow
 def test_worker_processes_read_the_same_pages_in_the_same_order(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -502,6 +504,7 @@ def test_worker_processes_read_the_same_pages_in_the_same_order(tmp_path: Path) 
     assert ids(reader(num_workers=2).load_data(data)) == ids(alone)[:20]
 
 
+@pytest.mark.slow
 def test_worker_processes_raise_the_same_errors_after_the_same_pages(tmp_path: Path) -> None:
     write_mixed_folder(tmp_path)
     for number_of_workers in (1, 2):
@@ -516,6 +519,7 @@ def test_worker_processes_raise_the_same_errors_after_the_same_pages(tmp_path: P
     assert (str(raised.value), ids(read), ids(rest), str(warned[0].message)) == expected
 
 
+@pytest.mark.slow
 def test_script_without_a_main_guard_can_use_worker_processes(tmp_path: Path) -> None:
     write_text_pdf(tmp_path / "a.pdf", *(f"page {number}" for number in range(1, 12)))
     script = tmp_path / "script.py"

@@ -289,6 +289,7 @@ measures_memory = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @measures_memory
 def test_image_at_the_decoding_limit_is_within_the_pixel_target_and_bounded_memory(
     tmp_path: Path, run_python: Callable[..., str]
@@ -304,6 +305,7 @@ def test_image_at_the_decoding_limit_is_within_the_pixel_target_and_bounded_memo
     assert found["under"][0] == [1749, 1202]
 
 
+@pytest.mark.slow
 @measures_memory
 def test_decoding_takes_at_most_16_bytes_a_pixel_in_every_mode(tmp_path: Path, run_python: Callable[..., str]) -> None:
     side = 4000

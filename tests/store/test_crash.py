@@ -87,6 +87,7 @@ def check(path: Path, version: str, before: str, reported: set[str]) -> None:
             assert ranked[0].page_id in same
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_that_was_reported_is_lost_and_nothing_is_half_stored(tmp_path: Path) -> None:
     path = tmp_path / "crash.db"
     moments = random.Random(int(os.environ.get("COLQWEN_TEST_SEED", "7")))
@@ -133,6 +134,7 @@ except StoreError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """No file may grow beyond 60 KB: what a full disk is to whoever appends to one."""
     path = tmp_path / "full.db"
@@ -148,6 +150,7 @@ def test_full_disk_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> Non
     check(path, "first", "first", {page_name(number) for number in range(len(PAGES))})
 
 
+@pytest.mark.slow
 def test_server_that_goes_away_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
     stored: list[str] = []
     with start_lite_server(tmp_path / "server.db") as (process, uri):

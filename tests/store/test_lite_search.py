@@ -116,6 +116,7 @@ def test_warm_cache_answers_without_reading_vectors_from_milvus(
     assert read == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "corrupt", "centroids corrupt", "centroids deleted"])
 def test_damaged_cache_is_made_anew_from_milvus(
     store: MilvusPageStore, damage: str, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +160,7 @@ def test_changes_are_found_at_once_and_after_reopening(store: MilvusPageStore) -
         assert again.count() == 199
 
 
+@pytest.mark.slow
 def test_vectors_of_deleted_and_changed_pages_are_given_back(store: MilvusPageStore) -> None:
     def rows(opened: MilvusPageStore) -> int:
         tables = opened._require_open().vectors
@@ -203,6 +205,7 @@ def test_centroids_are_trained_anew_as_the_collection_grows(tmp_path: Path, monk
     assert len(set(sizes)) >= 3
 
 
+@pytest.mark.slow
 def test_searching_goes_on_while_pages_are_written_and_centroids_trained(store: MilvusPageStore) -> None:
     query, stop, asked = PAGES[63][:6], threading.Event(), 0
     faults: list[BaseException] = []

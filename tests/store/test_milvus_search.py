@@ -174,6 +174,7 @@ def test_embedders_recommend_how_many_vectors_a_server_searches(lite_server: str
             store.clear()
 
 
+@pytest.mark.slow
 def test_vectors_of_a_page_with_many_are_pooled_piece_by_piece(tmp_path: Path) -> None:
     with MilvusPageStore(tmp_path / "many.db", candidate_vectors=16) as store:
         store.open(FINGERPRINT)

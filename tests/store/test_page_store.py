@@ -176,6 +176,7 @@ def test_scanning_in_small_steps_finds_every_page_once(store: MilvusPageStore, m
     assert [document.pages for document in store.documents()] == [30]
 
 
+@pytest.mark.slow
 def test_long_text_and_large_multi_vector_come_back_whole(store: MilvusPageStore) -> None:
     page = make_page("a", "ünïcode " * 30_000)
     vectors = unit_rows(0, 20_000)
@@ -184,6 +185,7 @@ def test_long_text_and_large_multi_vector_come_back_whole(store: MilvusPageStore
     np.testing.assert_allclose(everything(store)[0].vectors, vectors, atol=0.005)
 
 
+@pytest.mark.slow
 def test_more_pages_than_a_batch_are_all_stored(store: MilvusPageStore) -> None:
     add(store, *(make_page(f"{number:03d}") for number in range(150)), rows=1)
     assert store.count() == len(everything(store)) == len(store.get([f"{n:03d}" for n in range(150)])) == 150
@@ -323,6 +325,7 @@ except StoreLockedError as error:
 """
 
 
+@pytest.mark.slow
 def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_store: MilvusPageStore) -> None:
     add(local_store, make_page("a"))
 
@@ -338,6 +341,7 @@ def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_s
     assert ask().stdout.strip() == "1"
 
 
+@pytest.mark.slow
 def test_many_processes_share_a_server(store: MilvusPageStore) -> None:
     if store.is_local:
         pytest.skip("a file is one process's")
@@ -473,6 +477,7 @@ def test_query_of_another_dim_is_refused(store: MilvusPageStore) -> None:
             store.candidates(query)
 
 
+@pytest.mark.slow
 def test_many_large_pages_in_one_call_stay_below_the_limit_of_a_message(store: MilvusPageStore) -> None:
     """12 pages of 4,000 vectors and 100 KB of text, in one `add` and one search."""
     pages = [make_page(f"{number:02d}", "word " * 20_000) for number in range(12)]

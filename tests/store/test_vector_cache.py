@@ -176,6 +176,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[2]) + 200):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_the_same_time_lose_and_mix_up_nothing(tmp_path: Path) -> None:
     reader = make_cache(tmp_path)
     names = [f"page {number}" for number in range(600)]
@@ -187,6 +188,7 @@ def test_processes_that_write_at_the_same_time_lose_and_mix_up_nothing(tmp_path:
     assert len(reader.get(names)) == 600
 
 
+@pytest.mark.slow
 def test_many_threads_read_while_one_writes(tmp_path: Path) -> None:
     cache = filled(tmp_path, pages=1)
     names = [f"page {number}" for number in range(300)]

@@ -37,6 +37,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
+# The slowest have pages of a dozen tiles.
+every_family = pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("ColIdefics3", "ColModernVBert") else [])
+        for name in ARCHITECTURES
+    ],
+)
+
 Checkpoint = Callable[..., Path]
 Tensors = dict[str, Any]
 
@@ -124,7 +133,7 @@ def shard(folder: Path) -> list[Path]:
 # ---- what is loaded
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@every_family
 def test_full_checkpoint_and_adapter_of_every_family_load(checkpoint: Checkpoint, architecture: str) -> None:
     full, adapted = (load(checkpoint(architecture, adapter=adapter)) for adapter in (False, True))
     for embedder in (full, adapted):
@@ -195,7 +204,7 @@ def outputs_of(model: Any, processor: Any) -> list[Any]:  # noqa: ANN401
         return [model(**batch).float() for batch in batches]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@every_family
 def test_merged_adapter_gives_what_colpali_engine_gives_with_it_unmerged(
     checkpoint: Checkpoint, architecture: str
 ) -> None:
@@ -325,7 +334,7 @@ def test_checkpoint_that_is_not_whole_is_refused_and_what_is_wrong_is_named(
         assert words in message_of(caught.value) and str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@every_family
 def test_every_family_tells_of_a_lost_tensor_and_of_a_lost_projection(
     checkpoint: Checkpoint, tmp_path: Path, architecture: str
 ) -> None:
@@ -826,6 +835,7 @@ for room in (1 << 30, 3 << 30):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep a process from memory")
 def test_model_too_large_for_the_memory_is_a_sentence(
     checkpoint: Checkpoint, tmp_path: Path, run_python: Callable[..., str]
@@ -862,6 +872,7 @@ def test_model_too_large_for_the_memory_is_a_sentence(
 # ---- quietly
 
 
+@pytest.mark.slow
 def test_loading_prints_nothing_and_leaves_logging_as_it_was(
     checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

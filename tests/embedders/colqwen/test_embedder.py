@@ -59,7 +59,11 @@ FIXED = [name for name in ARCHITECTURES if FAMILY[name].layout != "dynamic"]
 TILED = [name for name in ARCHITECTURES if FAMILY[name].layout == "tiles"]
 PREFIXED = {"ColQwen2", "ColQwen2_5", "ColPali", "ColIdefics3"}
 
-every_family = pytest.mark.parametrize("name", ARCHITECTURES)
+SLOWEST = {"ColIdefics3", "ColModernVBert"}  # a page is a dozen tiles
+
+every_family = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOWEST else []) for name in ARCHITECTURES]
+)
 
 SIZES = {
     "portrait": (360, 500),
@@ -739,6 +743,7 @@ embed(sys.argv[2], 100, [draw((700, 900), 0)])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold processes to a limit of memory")
 def test_batch_that_does_not_fit_memory_is_halved_and_a_page_that_does_not_is_an_error(
     run_python: Callable[..., str], checkpoint: Callable[[str], Path]
