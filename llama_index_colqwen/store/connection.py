@@ -5,7 +5,6 @@ Knows nothing of pages or vectors.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -132,8 +131,14 @@ def _disconnect(client: MilvusClient, uri: str) -> None:
 
 
 def quote(value: str) -> str:
-    """Write a string literal of Milvus's filter language; its escapes are JSON's."""
-    return json.dumps(value, ensure_ascii=False)
+    """Write a string literal of Milvus's filter language.
+
+    All engines know these escapes, and take other control characters as they are; Milvus Lite refuses JSON's for them.
+    """
+    return f'"{value.translate(_ESCAPES)}"'
+
+
+_ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def is_one_of(field: str, values: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ VALUES: list[Any] = [
 PAGES = [make_page(f"p{number:02d}", document_id="d", number=1, k=value) for number, value in enumerate(VALUES)]
 PAGES.append(make_page("bare"))
 PAGES.append(make_page("float", k=3.0))
-ODD: dict[str, Any] = {'k"] == 1 or metadata["k': 1, "k": 5, "other": "abc"}
+ODD: dict[str, Any] = {'k"] == 1 or metadata["k': 1, "k": 5, "other": "abc", "control": "\x1f\x08\n\t\x0b"}
 PAGES.append(make_page("odd", **ODD))
 
 
@@ -177,9 +177,11 @@ trees = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trees)
 @example(leaf(FilterOperator.EQ, '" or page_id != "'))
+@example(leaf(FilterOperator.EQ, "\x1f\x08\n\t\x0b", "control"))
 @example(leaf(FilterOperator.CONTAINS, 1))
 @example(leaf(FilterOperator.ALL, [1, 2]))
 @example(leaf(FilterOperator.EQ, 3))
