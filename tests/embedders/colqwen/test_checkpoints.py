@@ -768,8 +768,8 @@ def test_folder_that_is_no_model_is_a_sentence(
         ({"device": ["cpu", "cpu"]}, "list of different ones"),
         ({"device": 5}, "no device '5'"),
         ({"dtype": "int8"}, "auto, float32, bfloat16, float16; got 'int8'"),
-        ({"batch_size": 0}, "batch_size is 1 or more; got 0"),
-        ({"pool_factor": 0}, "pool_factor is 1 or more; got 0"),
+        ({"batch_size": 0}, "batch_size is a whole number, at least 1; got 0"),
+        ({"pool_factor": 0}, "pool_factor is a whole number, at least 1; got 0"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_anything_is_loaded(options: dict[str, Any], words: str) -> None:

@@ -120,13 +120,18 @@ def test_pages_stream_with_a_bounded_number_under_way(url: str, local: ColQwenEm
         assert [page.page_id for page, _ in stream] == [str(number) for number in range(1, 20)]
 
 
-def test_progress_is_shown_when_asked(
-    remote: EndpointEmbedder, pages: list[Page], capsys: pytest.CaptureFixture[str]
-) -> None:
-    remote.embed_pages(pages[:2], show_progress=True)
-    assert "2/2" in capsys.readouterr().err
-    remote.embed_pages(pages[:2])
-    assert capsys.readouterr().err == ""
+def test_progress_is_shown_of_what_takes_longer_than_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(method: str, body: Json) -> Answer:
+        time.sleep(1.1)
+        return 200, {}, {"image": [[[1.0, 0.0]]] * len(body["image"]), "text": []}
+
+    some = [Page(f"p{number}", "d", "a.pdf", number, "", image=b"picture") for number in (1, 2)]
+    fingerprint = EmbedderFingerprint("a", "1", 2)
+    with answer_with(answer) as url, EndpointEmbedder(url, fingerprint=fingerprint) as slow:
+        slow.embed_pages(some)
+        assert "2/2" in capsys.readouterr().err
+        slow.embed_pages(some, show_progress=False)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
