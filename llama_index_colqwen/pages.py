@@ -141,9 +141,12 @@ class Page:
         """
         from PIL import Image
 
-        data = self.read_image()
+        if self.image is None and self.image_path is not None and Path(self.image_path).is_file():
+            source: str | io.BytesIO = self.image_path  # only its head is read, until the pixels are used
+        else:
+            source = io.BytesIO(self.read_image())
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(source)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
             raise UnreadableDocumentError(f"The image of {self} is no image that is read: {error}.") from error
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -21,8 +23,14 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "examples" / "pdfs"
 
 
+# click before 8.2, which the oldest typer takes, puts both streams into one unless it is told not to.
+STREAMS: dict[str, Any] = (
+    {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
+)
+
+
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner(**STREAMS).invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +109,7 @@ def test_mistake_gets_one_sentence_and_exit_code_1(
         arguments = [argument.replace(mark, place) for argument in arguments]
     result = run(*arguments)
     assert result.exit_code == 1
-    assert re.search(f"^Error: .*{sentence}", result.output, re.MULTILINE)
+    assert re.search(f"^Error: .*{sentence}", result.stderr, re.MULTILINE)
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +119,7 @@ def test_image_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> 
     pdf = SAMPLES / "tidal-sensors-paper.pdf"
     result = run("index", pdf, "--uri", tmp_path / "x.db", "--image-dir", tmp_path / "taken" / "images")
     assert result.exit_code == 1
-    assert re.search("^Error: .*Not a directory.*taken", result.output, re.MULTILINE)
+    assert re.search("^Error: .*Not a directory.*taken", result.stderr, re.MULTILINE)
 
 
 def test_unknown_command_and_option_are_usage_errors() -> None:
@@ -125,8 +133,8 @@ def test_unreadable_files_are_noted_when_skipped(tmp_path: Path) -> None:
     assert run("index", tmp_path, "--uri", tmp_path / "x.db").exit_code == 1
     result = run("index", tmp_path, "--uri", tmp_path / "x.db", "--on-error", "skip")
     assert result.exit_code == 0
-    assert "Note: 1 of 2 files were left out" in result.output
-    assert "bad.pdf" in result.output
+    assert "Note: 1 of 2 files were left out" in result.stderr
+    assert "bad.pdf" in result.stderr
     assert "1 added" in result.stdout
 
 
@@ -170,7 +178,7 @@ def test_visual_model_indexes_and_is_found_again_by_search(tmp_path: Path, check
     assert [row["rank"] for row in found] == [1, 2]
     model.rename(tmp_path / "moved")
     gone = run("search", "Which sensor drifted least?", "--uri", db)
-    assert re.search("Error: There is no folder '.*model'", gone.output)
+    assert re.search("Error: There is no folder '.*model'", gone.stderr)
     moved = ("--embedder", tmp_path / "moved")
     assert (
         json.loads(run("search", "Which sensor drifted least?", "--uri", db, "--json", "-k", "2", *moved).stdout)
