@@ -21,6 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Several processes share the cores: a thread of torch that has nothing to do gives its core back, and does not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # More threads than cores cost a fifth more than they give.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # An interpreter that may not keep bytecode compiles whatever it imports: 5 s instead of 2, fifty times in these tests.
 # Where the environment forbids it, it is kept with pytest's cache, for the processes that tests start.

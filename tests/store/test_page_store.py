@@ -318,10 +318,11 @@ def test_server_that_does_not_answer_is_one_sentence() -> None:
 ASK_FROM_ANOTHER_PROCESS = """
 import sys
 from llama_index_colqwen import MilvusPageStore, StoreLockedError
-try:
-    print(MilvusPageStore(sys.argv[1]).count())
-except StoreLockedError as error:
-    print(error)
+for line in sys.stdin:
+    try:
+        print(MilvusPageStore(sys.argv[1]).count(), flush=True)
+    except StoreLockedError as error:
+        print(error, flush=True)
 """
 
 
@@ -329,30 +330,37 @@ except StoreLockedError as error:
 def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_store: MilvusPageStore) -> None:
     add(local_store, make_page("a"))
 
-    def ask() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", ASK_FROM_ANOTHER_PROCESS, local_store.uri]
-        return subprocess.run(command, capture_output=True, text=True, check=True)
-
-    refused = ask()
-    assert "in use by another process" in refused.stdout
-    assert "milvus-lite server --data-dir" in refused.stdout
-    assert "Traceback" not in refused.stderr
-    local_store.close()
-    assert ask().stdout.strip() == "1"
+    command = [sys.executable, "-c", ASK_FROM_ANOTHER_PROCESS, local_store.uri]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("ask\n")
+        process.stdin.flush()
+        refused = process.stdout.readline()
+        local_store.close()
+        found, errors = process.communicate("ask\n", timeout=60)
+    assert "in use by another process" in refused
+    assert "milvus-lite server --data-dir" in refused
+    assert found.strip() == "1"
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
-def test_many_processes_share_a_server(store: MilvusPageStore) -> None:
-    if store.is_local:
-        pytest.skip("a file is one process's")
+@pytest.mark.parametrize("store", ["lite_server", "milvus_server"], indirect=True)  # a file is one process's
+def test_processes_share_a_server(store: MilvusPageStore) -> None:
     add(store, make_page("a"), make_page("b"))
     code = (
         "import sys; from llama_index_colqwen import MilvusPageStore\n"
-        "with MilvusPageStore(sys.argv[1], collection_name=sys.argv[2]) as store: print(store.count())"
+        "from tests.fakes import make_page, unit_rows\n"
+        "with MilvusPageStore(sys.argv[1], collection_name=sys.argv[2]) as store:\n"
+        "    print(store.count())\n"
+        "    store.add([make_page('c')], [unit_rows(2, 3)])"
     )
-    command = [sys.executable, "-c", code]
-    runs = [subprocess.Popen([*command, store.uri, store.collection_name], stdout=subprocess.PIPE) for _ in range(2)]
-    assert [run.communicate(timeout=60)[0].strip() for run in runs] == [b"2", b"2"]
+    command = [sys.executable, "-c", code, store.uri, store.collection_name]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert run.stdout.strip() == "2"
+    assert [candidate.page_id for candidate in everything(store)] == ["a", "b", "c"]
 
 
 def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path) -> None:
