@@ -25,6 +25,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # More threads than cores cost a fifth more than they give.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+# No test speaks TLS, and httpx would read all the world's certificates for each of its clients, which takes 50 ms.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
 # An interpreter that may not keep bytecode compiles whatever it imports: 5 s instead of 2, fifty times in these tests.
 # Where the environment forbids it, it is kept with pytest's cache, for the processes that tests start.
 if sys.dont_write_bytecode:

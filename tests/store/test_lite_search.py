@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,15 @@ FINGERPRINT = EmbedderFingerprint("topical", "1", DIM)
 PAGES = topical_pages(200)
 
 
-@pytest.fixture(autouse=True)
-def _small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first stage from fifty pages on, and a collection of vectors for every forty."""
+def use_small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a first stage from fifty pages on, and a collection of vectors for every forty."""
     monkeypatch.setattr("llama_index_colqwen.store.lite_search._EXACT_VECTORS", 3000)
     monkeypatch.setattr("llama_index_colqwen.store.vector_shards._SHARD_PAGES", 40)
+
+
+@pytest.fixture(autouse=True)
+def _small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_numbers(monkeypatch)
 
 
 def page_id(number: int) -> str:
@@ -37,11 +42,23 @@ def fill(store: MilvusPageStore, numbers: range, version: str = "") -> None:
     store.add(pages, [PAGES[number % len(PAGES)] for number in numbers])
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database of 200 pages and its cache, to be copied."""
+    folder = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_small_numbers(monkeypatch)
+        with MilvusPageStore(folder / "local.db") as opened:
+            opened.open(FINGERPRINT)
+            fill(opened, range(200))
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MilvusPageStore]:
+def store(filled: Path, tmp_path: Path) -> Iterator[MilvusPageStore]:
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     with MilvusPageStore(tmp_path / "local.db") as opened:
         opened.open(FINGERPRINT)
-        fill(opened, range(200))
         yield opened
 
 
@@ -223,7 +240,7 @@ def test_searching_goes_on_while_pages_are_written_and_centroids_trained(store: 
     threads = [threading.Thread(target=search) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for start in range(200, 1000, 40):
+    for start in range(200, 600, 40):
         numbers = [number for number in range(start, start + 40) if number % 200 != 63]
         store.add([make_page(page_id(number), str(number)) for number in numbers], [PAGES[n % 200] for n in numbers])
     store.delete(page_ids=[page_id(number) for number in range(300, 400)])
