@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from llama_index.core.schema import ImageNode
 
 from llama_index_colqwen import MultiVector, Page
 
@@ -19,6 +18,9 @@ PNG = bytes.fromhex(
 
 def make_page(page_id: str, text: str = "", document_id: str = "document", number: int = 1, **metadata: object) -> Page:
     """Make a page as the store sees it."""
+    # Two seconds, which processes that only want vectors do not need.
+    from llama_index.core.schema import ImageNode
+
     node = ImageNode(id_=page_id, text=text, metadata={"file_name": f"{document_id}.pdf", **metadata})
     return Page(
         page_id=page_id,

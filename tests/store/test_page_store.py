@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
+from llama_index_colqwen.store import table, vector_shards
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
@@ -179,7 +181,7 @@ def test_scanning_in_small_steps_finds_every_page_once(store: MilvusPageStore, m
 @pytest.mark.slow
 def test_long_text_and_large_multi_vector_come_back_whole(store: MilvusPageStore) -> None:
     page = make_page("a", "ünïcode " * 30_000)
-    vectors = unit_rows(0, 20_000)
+    vectors = unit_rows(0, 13_000)  # three fields of 65,535 bytes
     store.add([page], [vectors])
     assert store.get(["a"]) == [page]
     np.testing.assert_allclose(everything(store)[0].vectors, vectors, atol=0.005)
@@ -485,14 +487,33 @@ def test_query_of_another_dim_is_refused(store: MilvusPageStore) -> None:
             store.candidates(query)
 
 
-@pytest.mark.slow
-def test_many_large_pages_in_one_call_stay_below_the_limit_of_a_message(store: MilvusPageStore) -> None:
-    """12 pages of 4,000 vectors and 100 KB of text, in one `add` and one search."""
-    pages = [make_page(f"{number:02d}", "word " * 20_000) for number in range(12)]
-    vectors = [unit_rows(number, 4000) for number in range(12)]
+def test_pages_of_one_call_that_are_too_large_for_a_message_go_in_several(
+    store: MilvusPageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 pages of 300 vectors and 5 KB of text, in one `add` and one search, and messages of 20 KB."""
+    for module in (table, vector_shards):
+        monkeypatch.setattr(module, "MESSAGE_BYTES", 20_000)
+    sizes: dict[str, list[int]] = {"insert": [], "upsert": [], "query": []}
+    client = type(store._connection.client)
+
+    def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, collection: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - passed on
+            answer = method(self, collection, *arguments, **options)
+            sizes[name].append(len(repr(list(answer) if name == "query" else arguments[0])))
+            return answer
+
+        return call
+
+    for name in sizes:
+        monkeypatch.setattr(client, name, noting(name, getattr(client, name)))
+    pages = [make_page(f"{number:02d}", "word " * 1000) for number in range(12)]
+    vectors = [unit_rows(number, 300) for number in range(12)]
     store.add(pages, vectors)
+    shutil.rmtree(store._cache_dir, ignore_errors=True)  # so that vectors are read from Milvus
     for candidate, expected in zip(everything(store), vectors, strict=True):
         np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
+    assert all(max(some, default=0) < 25_000 for some in sizes.values()), sizes
+    assert sum(sizes["query"]) > 36_000 < sum(sizes["insert"] + sizes["upsert"])
 
 
 def test_patch_grid_travels_with_the_vectors(store: MilvusPageStore) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tests.fakes import unit_rows
 DIM = 8
 
 
+@cache
 def encoded(number: int, rows: int = 20) -> EncodedVectors:
     return encode_vectors(unit_rows(number, rows, dim=DIM), "int8")
 
@@ -166,13 +169,19 @@ def test_compacting_drops_what_is_no_longer_wanted(tmp_path: Path) -> None:
     assert len(cache.get(names)) == 10
 
 
+# The processes are forked from one: to import all of this takes longer than to write.
 WRITE = """
-import sys
+import os, sys
 from pathlib import Path
 from tests.store.test_vector_cache import encoded, make_cache
-cache = make_cache(Path(sys.argv[1]))
-for number in range(int(sys.argv[2]), int(sys.argv[2]) + 200):
-    cache.put(f"page {number}", encoded(number))
+print("writing", flush=True)
+for start in (0, 200, 400):
+    if os.fork() == 0:
+        cache = make_cache(Path(sys.argv[1]))
+        for number in range(start, start + 200):
+            cache.put(f"page {number}", encoded(number))
+        os._exit(0)
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 """
 
 
@@ -180,12 +189,21 @@ for number in range(int(sys.argv[2]), int(sys.argv[2]) + 200):
 def test_processes_that_write_at_the_same_time_lose_and_mix_up_nothing(tmp_path: Path) -> None:
     reader = make_cache(tmp_path)
     names = [f"page {number}" for number in range(600)]
-    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path), str(start)]) for start in (0, 200, 400)]
-    while any(writer.poll() is None for writer in writers):
-        for name, vectors in reader.get(names).items():
-            assert same(vectors.encoded, encoded(int(name.split()[1])))
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writers:
+        assert writers.stdout is not None
+        assert writers.stdout.readline() == "writing\n"
+        deadline = time.monotonic() + 60
+        seen = set()
+        while writers.poll() is None:
+            assert time.monotonic() < deadline, "they are still writing"
+            found = reader.get(names)
+            seen.add(len(found))
+            for name, vectors in found.items():
+                assert same(vectors.encoded, encoded(int(name.split()[1])))
+    assert writers.returncode == 0
     assert len(reader.get(names)) == 600
+    assert len(seen) > 2, "it was not read while it was written"
 
 
 @pytest.mark.slow
