@@ -256,7 +256,7 @@ class SlowEmbedder(CountingEmbedder):
         return super().embed_pages(pages)
 
 
-@pytest.mark.parametrize("method", ["insert_nodes", "refresh_ref_docs"])
+@pytest.mark.parametrize("method", ["insert_nodes", pytest.param("refresh_ref_docs", marks=pytest.mark.slow)])
 def test_progress_is_shown_of_what_takes_longer_than_a_second(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str
 ) -> None:

@@ -398,7 +398,7 @@ async def test_aload_data_equals_load_data(pdf: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Specified num_workers exceed")
-@pytest.mark.parametrize("num_workers", [None, 2])
+@pytest.mark.parametrize("num_workers", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_simple_directory_reader_keeps_pages_and_its_own_metadata(tmp_path: Path, num_workers: int | None) -> None:
     for name in ("a.pdf", "b.pdf"):
         write_text_pdf(tmp_path / name, f"{name} first", f"{name} second", password="geheim")

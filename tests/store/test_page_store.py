@@ -365,6 +365,7 @@ def test_processes_share_a_server(store: MilvusPageStore) -> None:
     assert [candidate.page_id for candidate in everything(store)] == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path) -> None:
     code = """
 import os, signal, sys

@@ -818,12 +818,21 @@ def test_error_of_the_pages_given_to_a_stream_reaches_its_reader(qwen: ColQwenEm
     assert len(list(qwen.stream_pages(small_pages([], 5)))) == 5
 
 
-def test_threads_of_torch_are_as_many_as_before(checkpoint: Callable[[str], Path]) -> None:
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Let torch compute in three threads, also where it has one."""
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_of_torch_are_as_many_as_before(checkpoint: Callable[[str], Path]) -> None:
     embedder = ColQwenEmbedder(checkpoint("ColQwen2"), device="cpu")
     list(embedder.stream_pages(small_pages([], 5)))
     embedder.embed_queries(["x"])
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 3
 
 
 def in_new_thread(ask: Callable[[], int]) -> int:
@@ -834,11 +843,11 @@ def in_new_thread(ask: Callable[[], int]) -> int:
     return answers[0]
 
 
+@pytest.mark.usefixtures("three_threads")
 def test_embedder_loaded_in_a_thread_computes_with_as_many_threads_as_others(
     qwen: ColQwenEmbedder, checkpoint: Callable[[str], Path]
 ) -> None:
     list(qwen.stream_pages(small_pages([], 2)))
-    before = torch.get_num_threads()
 
     def threads_of_a_forward_pass() -> int:
         found = 0
@@ -854,7 +863,7 @@ def test_embedder_loaded_in_a_thread_computes_with_as_many_threads_as_others(
             hook.remove()
         return found
 
-    assert in_new_thread(threads_of_a_forward_pass) == before
+    assert in_new_thread(threads_of_a_forward_pass) == 3
 
 
 def test_number_of_threads_chosen_after_loading_is_kept(qwen: ColQwenEmbedder) -> None:
