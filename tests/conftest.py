@@ -113,12 +113,32 @@ def start_lite_server(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str
     program = Path(sys.executable).with_name("milvus-lite")
     command = [str(program), "server", "--data-dir", str(path), "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(600):
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
         try:
+            deadline = time.monotonic() + 60
+            while not _answers(port):
+                assert process.poll() is None, "Milvus Lite's server has ended"
+                assert time.monotonic() < deadline, "Milvus Lite's server did not start"
+                time.sleep(0.1)
             yield process, f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as knock:
+        return knock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def at_most(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that is still at work when the time is over, so that nobody waits for it or its output for ever."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -25,6 +25,7 @@ from llama_index_colqwen import (
     Page,
 )
 from llama_index_colqwen.testing import FakeEmbedder
+from tests.conftest import at_most
 from tests.fakes import unit_rows
 
 
@@ -289,7 +290,8 @@ ColQwenIndex.from_documents(documents, Slow(), uri=folder / "pages.db")
 @pytest.mark.slow
 def test_ctrl_c_while_indexing_leaves_whole_pages_and_a_file_that_opens(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SLOW_INDEXING, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process, at_most(90, process):
         assert process.stdout is not None
         for _ in range(3):  # at the third batch, two are stored
             assert process.stdout.readline() == "embedding\n"

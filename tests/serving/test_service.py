@@ -34,6 +34,7 @@ from llama_index_colqwen.serving import server
 from llama_index_colqwen.serving.app import Batching
 from llama_index_colqwen.serving.server import bind
 from tests.bad_images import BAD_IMAGES
+from tests.conftest import at_most
 from tests.services import Json, serve, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -509,7 +510,10 @@ def test_what_has_begun_is_answered_before_it_stops(embedder: Gated) -> None:
 def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images: list[bytes]) -> None:
     command = [sys.executable, "-m", "llama_index_colqwen.cli", "serve", str(checkpoint()), "--port", "0"]
     environment = {**os.environ, "COLQWEN_TOKEN": "s3cret"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
+        at_most(120, process),
+    ):
         assert process.stderr
         lines = []
         for line in process.stderr:

@@ -19,7 +19,7 @@ import pytest
 
 from llama_index_colqwen import MilvusPageStore, StoreError
 from llama_index_colqwen.late_interaction.maxsim import rank
-from tests.conftest import start_lite_server
+from tests.conftest import at_most, start_lite_server
 from tests.fakes import make_page
 from tests.late_interaction.test_centroids import topical_pages
 from tests.store.test_lite_search import FINGERPRINT
@@ -30,7 +30,7 @@ ROUND_PAGES = 4
 # Small numbers, so that few pages reach the first stage, several collections of vectors, and saved centroids. Each line
 # read, a version, is written by a process of its own, which is forked: importing would take longer than writing.
 WRITER = """
-import os, sys
+import os, signal, sys
 from llama_index_colqwen.store import lite_search, vector_cache, vector_shards
 lite_search._EXACT_VECTORS, lite_search._SAVE_PAGES = 2000, 16
 vector_shards._SHARD_PAGES, vector_cache._SEGMENT_BYTES = 25, 25_000
@@ -39,6 +39,7 @@ from tests.store.test_crash import write
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # and not for ever
         print(os.getpid(), flush=True)
         with MilvusPageStore(sys.argv[1]) as store:
             write(store, line.strip())
@@ -103,7 +104,10 @@ def test_killed_at_any_moment_nothing_that_was_reported_is_lost_and_nothing_is_h
     kills = int(os.environ.get("COLQWEN_TEST_KILLS", "4"))
     version, before, reported = "first", "first", set[str]()
     command = [sys.executable, "-c", WRITER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        at_most(60 + 60 * kills, process),
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         for killed in range(1, kills + 1):

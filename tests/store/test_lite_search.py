@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,13 +241,16 @@ def test_searching_goes_on_while_pages_are_written_and_centroids_trained(store: 
     threads = [threading.Thread(target=search) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for start in range(200, 600, 40):
-        numbers = [number for number in range(start, start + 40) if number % 200 != 63]
-        store.add([make_page(page_id(number), str(number)) for number in numbers], [PAGES[n % 200] for n in numbers])
-    store.delete(page_ids=[page_id(number) for number in range(300, 400)])
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for start in range(200, 600, 40):
+            numbers = [number for number in range(start, start + 40) if number % 200 != 63]
+            pages = [make_page(page_id(number), str(number)) for number in numbers]
+            store.add(pages, [PAGES[number % 200] for number in numbers])
+        store.delete(page_ids=[page_id(number) for number in range(300, 400)])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert faults == []
     assert asked > 10
 
@@ -265,11 +269,14 @@ def test_searching_does_not_wait_for_whoever_writes(store: MilvusPageStore) -> N
 
     writer = threading.Thread(target=hold)
     writer.start()
-    held.wait(60)
-    assert best(store, PAGES[5][:6], 1) == [page_id(5)]
-    assert not done.is_set()
+    assert held.wait(60)
+    started = time.monotonic()
+    found = best(store, PAGES[5][:6], 1)
+    waited = time.monotonic() - started
     done.set()
     writer.join()
+    assert found == [page_id(5)]
+    assert waited < 30, "it waited for the writer"
 
 
 def test_second_store_of_the_process_that_clears_is_noticed(store: MilvusPageStore) -> None:

@@ -30,6 +30,7 @@ from llama_index_colqwen import (
     StoreError,
 )
 from llama_index_colqwen.store import table, vector_shards
+from tests.conftest import at_most
 from tests.fakes import make_page, unit_rows
 
 FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
@@ -334,7 +335,7 @@ def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_s
 
     command = [sys.executable, "-c", ASK_FROM_ANOTHER_PROCESS, local_store.uri]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process, at_most(60, process):
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("ask\n")
