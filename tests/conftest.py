@@ -135,7 +135,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def at_most(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill a process that is still at work when the time is over, so that nobody waits for it or its output for ever."""
+    """Kill a process that is still at work when the time is over, so that nobody waits for it for ever."""
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:
