@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.retriever import ColQwenRetriever
     from llama_index_colqwen.serving.handler import EndpointHandler
     from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
-    from llama_index_colqwen.store.page_store import MilvusPageStore, StoredDocument, StoredState
+    from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck, StoredDocument, StoredState
     from llama_index_colqwen.store.schema import AnnIndex
 
 __version__ = "0.1.0"
@@ -92,7 +92,7 @@ _MODULES = {
     "retriever": ["ColQwenRetriever"],
     "serving.handler": ["EndpointHandler"],
     "store.milvus_search": ["IgnoredParameterWarning"],
-    "store.page_store": ["MilvusPageStore", "StoredDocument", "StoredState"],
+    "store.page_store": ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"],
     "store.schema": ["AnnIndex"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -136,6 +136,7 @@ __all__ = [
     "QueryError",
     "SentenceTransformersEmbedder",
     "SkippedDocumentWarning",
+    "StoreCheck",
     "StoreError",
     "StoreLockedError",
     "StoredDocument",

@@ -1,14 +1,17 @@
 """Work that overlaps: read ahead, write behind, an event loop in a thread, blocking calls off the event loop.
 
-Knows nothing of what the work is.
+Threads do not survive a fork, and locks that they hold are never released in the child: what is here begins anew there
+or, in the middle of something, is an error. Knows nothing of what the work is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -16,10 +19,12 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from llama_index_colqwen.errors import ColQwenError
+
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-__all__ = ["BackgroundLoop", "WriteBehind", "gather", "in_thread", "look_ahead", "read_ahead"]
+__all__ = ["BackgroundLoop", "Lock", "WriteBehind", "after_fork", "gather", "in_thread", "look_ahead", "read_ahead"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -28,13 +33,80 @@ _Arguments = ParamSpec("_Arguments")
 # How long a thread that waits for room goes without asking whether anyone still wants what it has.
 _POLL_SECONDS = 0.1
 
+_RENEWALS: dict[int, weakref.WeakMethod[Callable[[], None]]] = {}
+
+
+def after_fork(renew: Callable[[], None]) -> None:
+    """Call an object's method in every process that is forked off this one, first of all, while the object lives.
+
+    As by gunicorn, Celery and multiprocessing. The method replaces locks, which another thread of the parent may have
+    held, and forgets threads and connections; it waits for nothing, and closes nothing that is the parent's.
+    """
+    reference = weakref.WeakMethod(renew, lambda dead: _RENEWALS.pop(id(dead), None))
+    _RENEWALS[id(reference)] = reference
+
+
+def _renew_all() -> None:
+    for reference in list(_RENEWALS.values()):
+        if (renew := reference()) is not None:
+            renew()
+
+
+class Lock:
+    """A lock for `with`, as often as its thread likes, that is free in a forked process, whoever held it in the parent.
+
+    Args:
+        hold: Whether a fork waits for the lock, so that the child finds what it guards in order: for state of the whole
+            process that is held for moments.
+    """
+
+    def __init__(self, *, hold: bool = False) -> None:
+        """See the class."""
+        self._begin()
+        if not hold:
+            after_fork(self._begin)
+        elif _CAN_FORK:
+            os.register_at_fork(
+                before=self.__enter__, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        """Wait for it, and take it."""
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self._lock.release()
+
+
+_CAN_FORK = hasattr(os, "register_at_fork")  # not on Windows
+if _CAN_FORK:
+    os.register_at_fork(after_in_child=_renew_all)
+
+
+def _check_process(process: int, what: str) -> None:
+    if os.getpid() != process:
+        raise ColQwenError(
+            f"{what} began in process {process}, and its thread did not follow into this one ({os.getpid()}), which "
+            "was forked off meanwhile: fork before, or begin again in this process."
+        )
+
 
 def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
     """Iterate in a thread of its own, at most `ahead` items in advance.
 
     Errors of the iteration are raised here, after the items before them. Closing this generator stops the thread, once
     it has the item that it is at.
+
+    Raises:
+        ColQwenError: In a process that was forked off meanwhile.
     """
+    process = os.getpid()
     taken: queue.Queue[tuple[_Item] | BaseException | None] = queue.Queue(ahead)
     stopped = threading.Event()
 
@@ -63,6 +135,7 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
             if isinstance(entry, BaseException):
                 raise entry
             yield entry[0]
+            _check_process(process, "Reading ahead")
     finally:
         stopped.set()
         thread.join()
@@ -97,7 +170,11 @@ def look_ahead(items: Iterable[_Item], ahead: int) -> Iterator[_Item]:
     """Take items, such as futures of work that begins when they are taken, `ahead` of their use.
 
     An error of the iteration comes after the items before it.
+
+    Raises:
+        ColQwenError: In a process that was forked off meanwhile.
     """
+    process = os.getpid()
     remaining = iter(items)
     waiting: deque[_Item] = deque()
     failure: Exception | None = None
@@ -112,6 +189,7 @@ def look_ahead(items: Iterable[_Item], ahead: int) -> Iterator[_Item]:
                 failure, more = error, False
         if waiting:
             yield waiting.popleft()
+            _check_process(process, "Looking ahead")
     if failure is not None:
         raise failure
 
@@ -132,6 +210,7 @@ class WriteBehind(Generic[_Item]):
         self._most = most
         self._waiting: queue.Queue[tuple[_Item] | None] = queue.Queue(most)
         self._error: BaseException | None = None
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="colqwen-write", daemon=True)
 
     def put(self, item: _Item) -> None:
@@ -139,7 +218,9 @@ class WriteBehind(Generic[_Item]):
 
         Raises:
             BaseException: What `write` raised over earlier items.
+            ColQwenError: In a process that was forked off meanwhile.
         """
+        _check_process(self._process, "Writing behind")
         if self._error is not None:
             raise self._error
         self._waiting.put((item,))
@@ -153,6 +234,8 @@ class WriteBehind(Generic[_Item]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait until everything is written; raise what `write` raised, unless an error is under way already."""
+        if os.getpid() != self._process:
+            return  # what was put is written by the parent
         self._waiting.put(None)
         self._thread.join()
         if self._error is not None and error is None:
@@ -203,12 +286,16 @@ def in_thread(blocking: Callable[_Arguments, _Result]) -> Callable[_Arguments, C
 class BackgroundLoop:
     """An event loop in a thread (anyio's blocking portal), for callers that have another loop, or none.
 
-    It starts when it is first needed, and again after `stop`. Safe for many threads and loops.
+    It starts when it is first needed, and again after `stop` or a fork. Safe for many threads and loops.
     """
 
     def __init__(self) -> None:
         """See the class."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
         self._portal: BlockingPortal | None = None
         self._thread: threading.Thread | None = None
 

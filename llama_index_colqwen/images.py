@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.pages import PageImage
 
 __all__ = ["encode_image", "image_sha256", "to_rgb", "write_atomically", "write_page_image"]
@@ -94,11 +96,20 @@ def write_page_image(image_dir: str | Path, document_id: str, page_number: int, 
 
     Returns:
         The absolute path, `<image_dir>/<document>/page-0001-<image's sha256>.jpg`.
+
+    Raises:
+        InvalidOptionError: If the folder's name is not UTF-8: pages keep the path as text.
     """
     # Ids are sha256 for what the reader made, but may be anything for nodes of other origin.
     folder = document_id[:16] if document_id.isalnum() else hashlib.sha256(document_id.encode()).hexdigest()[:16]
     name = f"page-{page_number:04d}-{image_sha256(image.data)[:16]}{_SUFFIXES.get(image.mimetype, '.img')}"
-    path = Path(image_dir).resolve() / folder / name
+    root = Path(os.path.expanduser(image_dir)).resolve()
+    written = str(root).encode("utf-8", "backslashreplace").decode("utf-8")
+    if written != str(root):
+        raise InvalidOptionError(
+            f"image_dir is a folder whose path is UTF-8, since pages keep it as text; got {written}. Choose another."
+        )
+    path = root / folder / name
     if not path.exists():
         write_atomically(path, image.data)
     return path

@@ -6,13 +6,14 @@ Knows nothing of files, rendering or scoring.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import BaseNode
 
-from llama_index_colqwen.concurrency import in_thread
+from llama_index_colqwen.concurrency import gather, in_thread
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError
@@ -20,7 +21,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
-from llama_index_colqwen.store.page_store import MilvusPageStore
+from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -36,6 +37,7 @@ __all__ = ["ColQwenIndex"]
 
 _DEFAULT_URI = "./colqwen.db"
 _DEFAULT_COLLECTION_NAME = "pages"
+_CHECK_PAGES = 16
 
 
 class ColQwenIndex:
@@ -64,7 +66,8 @@ class ColQwenIndex:
         self.store = store
         self.embedder = resolve_embedder(embedder)
         self.report = IndexingReport()
-        self._image_dir = store.image_dir if image_dir is None else Path(image_dir)
+        if image_dir is not None:
+            store.image_dir = Path(image_dir).expanduser().absolute()
         store.open(self.embedder.fingerprint, recommended_candidate_vectors(self.embedder))
 
     @classmethod
@@ -134,7 +137,8 @@ class ColQwenIndex:
             collection_name: The collection's name.
             vector_dtype: How vectors are kept, to be sure of it.
             store: In place of these, a store of your own.
-            image_dir: Where inline images of pages that are inserted later are written.
+            image_dir: Where page images lie now, if they were moved otherwise than together with the database; and
+                where inline images of pages that are inserted later are written.
 
         Raises:
             CollectionNotFoundError: If nothing was indexed there.
@@ -153,27 +157,36 @@ class ColQwenIndex:
         """Add pages, or replace those with their ids; `report` says what was done."""
         self._write(nodes, show_progress)
 
-    def refresh_ref_docs(self, documents: Iterable[BaseNode], show_progress: bool = True) -> list[bool]:
+    def refresh_ref_docs(
+        self, documents: Iterable[BaseNode], show_progress: bool = True, *, delete_missing: bool = False
+    ) -> list[bool]:
         """Bring the index up to date with files as they are now.
 
         New and changed pages are written; pages that an earlier version of the same file (the same `file_path`) left
-        behind are removed once the new ones are stored.
+        behind are removed once the new ones are stored. A page that is in several files stays in the others.
+
+        Args:
+            documents: Whole files: all pages of each.
+            show_progress: Whether to show a progress bar, after a second.
+            delete_missing: Whether to remove the pages of files, too, that are neither among the documents nor on this
+                machine's disk.
 
         Returns:
             For each document, whether anything was written for it.
         """
-        versions: dict[str, str] = {}
+        versions: dict[str, set[str]] = {}
 
         def noting(documents: Iterable[BaseNode]) -> Iterator[BaseNode]:
             for document in documents:
                 path, document_id = document.metadata.get("file_path"), document.metadata.get("document_id")
                 if path and document_id:
-                    versions[str(path)] = str(document_id)
+                    versions.setdefault(str(path), set()).add(str(document_id))
                 yield document
 
         written = self._write(noting(documents), show_progress)
-        for path, document_id in versions.items():
-            self.report.removed += self.store.delete_other_versions(path, document_id)
+        if delete_missing:
+            versions |= {path: set() for path in self.store.file_paths() - versions.keys() if not Path(path).exists()}
+        self.report.removed += self.store.delete_other_versions(versions)
         return written
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
@@ -191,6 +204,21 @@ class ColQwenIndex:
             How many pages were deleted.
         """
         return self.store.delete(page_ids=node_ids)
+
+    def check(self) -> StoreCheck:
+        """Compare pages with their vectors, and repair what is wrong.
+
+        A copy that lacks files, or a process that was killed, can leave pages without vectors, and vectors without a
+        page. What `MilvusPageStore.check` cannot restore is embedded again, where the page images are there.
+        """
+        checked = self.store.check()
+        pages = [page for page in self.store.get(checked.lost) if page.image_path and Path(page.image_path).exists()]
+        for some in gather(pages, _CHECK_PAGES):
+            self.store.add(some, self.embedder.embed_pages(some))
+        embedded = {page.page_id for page in pages}
+        return replace(
+            checked, embedded=len(embedded), lost=[page_id for page_id in checked.lost if page_id not in embedded]
+        )
 
     # ---- reading
 
@@ -330,15 +358,14 @@ class ColQwenIndex:
     arefresh_ref_docs = in_thread(refresh_ref_docs)
     adelete_ref_doc = in_thread(delete_ref_doc)
     adelete_nodes = in_thread(delete_nodes)
+    acheck = in_thread(check)
     aclose = in_thread(close)
 
     # ---- inside
 
     def _write(self, documents: Iterable[BaseNode], show_progress: bool) -> list[bool]:
         self.report = IndexingReport()
-        return index_documents(
-            documents, self.embedder, self.store, self._image_dir, self.report, show_progress=show_progress
-        )
+        return index_documents(documents, self.embedder, self.store, self.report, show_progress=show_progress)
 
 
 def _choose_store(

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
@@ -21,7 +20,7 @@ from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, stream_p
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import page_from_node, with_image_on_disk
-from llama_index_colqwen.pages import Page
+from llama_index_colqwen.pages import Page, files_of, with_files, with_relative_image
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoredState
 
 __all__ = ["IndexingReport", "index_documents"]
@@ -54,7 +53,6 @@ def index_documents(
     documents: Iterable[BaseNode],
     embedder: MultiVectorEmbedder,
     store: MilvusPageStore,
-    image_dir: Path | None,
     report: IndexingReport,
     *,
     show_progress: bool,
@@ -64,8 +62,7 @@ def index_documents(
     Args:
         documents: Iterated in another thread.
         embedder: Runs in this thread.
-        store: Open, for that embedder.
-        image_dir: Where inline images are written.
+        store: Open, for that embedder; inline images are written to its `image_dir`.
         report: Kept up to date.
         show_progress: Whether to show a progress bar, with pages a second.
 
@@ -78,13 +75,14 @@ def index_documents(
     total = len(documents) if isinstance(documents, Sized) else None
     try:
         with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress, delay=1) as progress:
-            run = _Run(store, image_dir, report, progress)
+            run = _Run(store, report, progress)
             with (
                 WriteBehind(run.store_pages, _WRITE_PAGES) as writer,
                 closing(read_ahead(run.pages_to_embed(documents), _AHEAD_PAGES)) as pages,
             ):
                 for page, vectors in stream_pages(embedder, pages):
                     writer.put((page, vectors))
+            run.finish()
             return [page_id in run.written for page_id in run.page_ids]
     finally:
         report.seconds = time.perf_counter() - started
@@ -93,44 +91,67 @@ def index_documents(
 class _Run:
     """The stages, and what they tell each other."""
 
-    def __init__(
-        self, store: MilvusPageStore, image_dir: Path | None, report: IndexingReport, progress: tqdm[None]
-    ) -> None:
-        self.page_ids: list[str | None] = []  # one a document; None for what an earlier document is already
+    def __init__(self, store: MilvusPageStore, report: IndexingReport, progress: tqdm[None]) -> None:
+        self.page_ids: list[str | None] = []  # one a document; None for what is stored already, as it is
         self.written: set[str] = set()
         self._store = store
-        self._image_dir = image_dir
         self._report = report
         self._progress = progress
         self._lock = threading.Lock()
-        self._states: dict[str, StoredState] = {}
+        self._states: dict[str, StoredState] = {}  # of pages that were looked up, as they will be
+        self._new: set[str] = set()
+        self._to_embed: set[str] = set()
+        self._later: dict[str, Page] = {}  # to be updated once they are stored
 
     def pages_to_embed(self, documents: Iterable[BaseNode]) -> Iterator[Page]:
-        """Look documents up in the store; update what did not change but in metadata, and yield what did."""
+        """Look documents up in the store; update what did not change but in metadata, and yield what did.
+
+        Of documents with one id, the last one counts. The same bytes in several files are the same pages, which know
+        all their files.
+        """
         for batch in gather(map(page_from_node, documents), _LOOKUP_PAGES, first=2):
-            fresh: dict[str, Page] = {}
-            for page in batch:
-                # The same bytes under two names are the same pages: the first name is kept.
-                known = page.page_id in fresh or page.page_id in self._states
-                self.page_ids.append(None if known else page.page_id)
-                if not known:
-                    fresh[page.page_id] = self._keep_image(page)
-            states = self._store.states(list(fresh))
-            self._count(len(batch) - len(fresh))
-            self._states |= {page_id: states.get(page_id, _ABSENT) for page_id in fresh}
-            to_embed, to_update, unchanged = _sort(fresh, states)
+            stored = self._store.states([page.page_id for page in batch])
+            to_embed: dict[str, Page] = {}
+            to_update: dict[str, Page] = {}
+            for page in map(self._keep_image, batch):
+                before = self._states.get(page.page_id) or stored.get(page.page_id)
+                if before is None:
+                    self._new.add(page.page_id)
+                    before = _ABSENT
+                page = with_relative_image(_with_known_files(page, before), self._store.image_dir)
+                now = StoredState(page.content_hash, page.revision, tuple(files_of(page.metadata)))
+                self._states[page.page_id] = now
+                is_same = (now.content_hash, now.revision) == (before.content_hash, before.revision)
+                self.page_ids.append(None if is_same else page.page_id)
+                if is_same:
+                    self._count(0, unchanged=1)
+                elif now.content_hash != before.content_hash:
+                    to_embed[page.page_id] = page
+                    self._later.pop(page.page_id, None)
+                elif page.page_id in to_embed:
+                    to_embed[page.page_id] = page
+                elif page.page_id in self._to_embed:
+                    self._later[page.page_id] = page
+                else:
+                    to_update[page.page_id] = page
             if to_update:
-                self._store.update(to_update)
-                self._count(len(to_update), updated=len(to_update), page_ids=[page.page_id for page in to_update])
-            self._count(unchanged, unchanged=unchanged)
-            yield from to_embed
+                self._store.update(list(to_update.values()))
+            self._count(len(batch) - len(to_embed), updated=len(to_update), page_ids=to_update)
+            self._to_embed |= to_embed.keys()
+            yield from to_embed.values()
 
     def store_pages(self, pages: list[tuple[Page, MultiVector]]) -> None:
         """Store pages that were embedded."""
         self._store.add([page for page, _ in pages], [vectors for _, vectors in pages])
-        page_ids = [page.page_id for page, _ in pages]
-        added = sum(self._states[page_id] is _ABSENT for page_id in page_ids)
-        self._count(len(pages), added=added, updated=len(pages) - added, page_ids=page_ids)
+        page_ids = {page.page_id for page, _ in pages}
+        added = len(page_ids & self._new)
+        self._new -= page_ids
+        self._count(len(pages), added=added, updated=len(page_ids) - added, page_ids=page_ids)
+
+    def finish(self) -> None:
+        """Update pages whose metadata changed while they were being embedded."""
+        self._store.update(list(self._later.values()))
+        self.written.update(self._later)
 
     def _count(
         self, pages: int, *, added: int = 0, updated: int = 0, unchanged: int = 0, page_ids: Iterable[str] = ()
@@ -145,23 +166,24 @@ class _Run:
     def _keep_image(self, page: Page) -> Page:
         if page.image is None:
             return page
-        if self._image_dir is None:
+        if self._store.image_dir is None:
             raise InvalidOptionError(
                 f"{page.file_name} page {page.page_number} has its image inline, and Milvus at {self._store.uri} keeps "
                 "no images: give image_dir=..., a folder that every reader of the index can open."
             )
-        return with_image_on_disk(page, self._image_dir)
+        return with_image_on_disk(page, self._store.image_dir)
 
 
 _ABSENT = StoredState("", "")
 
 
-def _sort(fresh: Mapping[str, Page], states: Mapping[str, StoredState]) -> tuple[list[Page], list[Page], int]:
-    to_embed, to_update = [], []
-    for page_id, page in fresh.items():
-        state = states.get(page_id, _ABSENT)
-        if state.content_hash != page.content_hash:
-            to_embed.append(page)
-        elif state.revision != page.revision:
-            to_update.append(page)
-    return to_embed, to_update, len(fresh) - len(to_embed) - len(to_update)
+def _with_known_files(page: Page, known: StoredState) -> Page:
+    """Let a page whose id is that of a file's bytes know all the files that were found with these bytes."""
+    own = files_of(page.metadata)
+    if not _is_sha256(page.document_id) or any(file.path is None for file in (*own, *known.files)):
+        return page
+    return with_files(page, [*known.files, *(file for file in own if file not in known.files)])
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and not set(text) - set("0123456789abcdef")

@@ -55,12 +55,18 @@ def page_from_node(node: BaseNode) -> Page:
             Metadata `document_id`, `file_name` and `page_number` are taken where they are.
 
     Raises:
-        InvalidOptionError: If the node has no image here (text only, or a URL), or metadata that cannot be kept.
+        InvalidOptionError: If the node has no image here (text only, or a URL), is a piece of a page, as text splitters
+            make them, or has metadata that cannot be kept.
         DocumentNotFoundError: If its image file is gone.
         UnreadableDocumentError: If its image file cannot be read.
     """
     if not isinstance(node, BaseNode):
         raise InvalidOptionError(f"Documents are LlamaIndex's documents or nodes; got {type(node).__name__}.")
+    if node.ref_doc_id not in (None, node.node_id) and node.ref_doc_id == _page_it_says_it_is(node):
+        raise InvalidOptionError(
+            f"Node {node.node_id!r} is a piece of page {node.ref_doc_id!r}, and pages are indexed whole: index what "
+            "PDFPageReader reads, without a text splitter in between."
+        )
     image_path, image, mimetype = _image_of(node)
     if image is None and image_path is None:
         raise InvalidOptionError(
@@ -96,7 +102,7 @@ def page_from_node(node: BaseNode) -> Page:
 
 def node_from_page(page: Page) -> ImageNode:
     """Turn a stored page back into the node it was; a new object each time, since LlamaIndex changes nodes in place."""
-    return ImageNode.from_dict(copy.deepcopy(dict(page.node)))
+    return ImageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": page.image_path})
 
 
 def word_boxes(node: BaseNode) -> list[WordBox]:
@@ -120,6 +126,12 @@ def with_image_on_disk(page: Page, image_dir: Path) -> Page:
     image = PageImage(page.image, page.node.get("image_mimetype") or "image/jpeg")
     path = str(write_page_image(image_dir, page.document_id, page.page_number, image))
     return replace(page, image=None, image_path=path, node={**page.node, "image_path": path})
+
+
+def _page_it_says_it_is(node: BaseNode) -> str | None:
+    """Return the id of the reader's page that the node's metadata are of."""
+    document_id, number = node.metadata.get("document_id"), node.metadata.get("page_number")
+    return make_page_id(document_id, number) if isinstance(document_id, str) and isinstance(number, int) else None
 
 
 def _image_of(node: BaseNode) -> tuple[str | None, bytes | None, str | None]:

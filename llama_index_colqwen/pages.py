@@ -9,9 +9,10 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Page",
+    "PageFile",
     "PageImage",
     "RenderedPage",
     "WordBox",
+    "files_of",
+    "locate_image",
     "pack_boxes",
     "unpack_boxes",
+    "with_files",
+    "with_relative_image",
 ]
 
 
@@ -75,6 +81,14 @@ class RenderedPage:
 
 
 @dataclass(frozen=True)
+class PageFile:
+    """A file that a page is in: its name, and where it lies, if that is known."""
+
+    name: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """The retrieved unit.
 
@@ -84,10 +98,11 @@ class Page:
         file_name: The file's name, without folders.
         page_number: 1-based.
         text: The text layer, or what OCR read; may be empty.
-        image_path: The page image on disk, if it was written.
+        image_path: Where the page image lies on this machine, if it was written.
         image: The encoded page image, if it is held in memory.
         content_hash: Changes when what an embedder sees (image, text) changes; in hex.
-        node: The page as LlamaIndex's node dictionary, without image bytes; opaque to the store.
+        node: The page as LlamaIndex's node dictionary, without image bytes. Of a stored page, its `image_path` is
+            relative to the image folder, where the image lies in or beside that.
     """
 
     page_id: str
@@ -153,6 +168,72 @@ class Page:
     def __str__(self) -> str:
         """Name the page in errors."""
         return f"page {self.page_number} of {self.file_name} ({self.page_id})"
+
+
+def files_of(metadata: Mapping[str, Any]) -> list[PageFile]:
+    """Return the files that a page is in: the one that `file_name` and `file_path` name, or all of several."""
+    names, paths = metadata.get("file_names"), metadata.get("file_paths")
+    if isinstance(names, list) and isinstance(paths, list) and names and len(names) == len(paths):
+        return [PageFile(name, path) for name, path in zip(names, paths, strict=True)]
+    path = metadata.get("file_path")
+    return [PageFile(str(metadata.get("file_name") or ""), None if path is None else str(path))]
+
+
+_FILE_LISTS = ("file_names", "file_paths")
+
+
+def with_files(page: Page, files: Sequence[PageFile]) -> Page:
+    """Return the page as one that is in these files, at least one; the first gives its `file_name` and `file_path`."""
+    metadata = {key: value for key, value in page.metadata.items() if key not in _FILE_LISTS}
+    metadata["file_name"] = files[0].name
+    if files[0].path is not None:
+        metadata["file_path"] = files[0].path
+    node = dict(page.node)
+    if len(files) > 1:
+        metadata |= {"file_names": [file.name for file in files], "file_paths": [file.path for file in files]}
+    for hidden in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):
+        shown = [key for key in node.get(hidden, []) if key not in _FILE_LISTS]
+        node[hidden] = shown + (list(_FILE_LISTS) if len(files) > 1 else [])
+    return replace(page, file_name=files[0].name, node={**node, "metadata": metadata})
+
+
+def with_relative_image(page: Page, image_dir: Path | None) -> Page:
+    """Let the page's node name the image relative to the image folder, if it lies there or in the folder beside.
+
+    So an index, its images and its documents can be moved together. Other images keep their absolute path.
+    """
+    if page.image_path is None:
+        return page
+    path = os.path.abspath(page.image_path)
+    if image_dir is not None and Path(path).is_relative_to(Path(os.path.abspath(image_dir)).parent):
+        path = PurePath(os.path.relpath(path, image_dir)).as_posix()
+    return replace(page, node={**page.node, "image_path": path})
+
+
+def locate_image(stored: str, image_dir: Path | None) -> str:
+    """Return where an image is that `with_relative_image` named.
+
+    Where nothing is there, it is looked for in the image folder and in the folder beside, by the last parts of its
+    path, at least two: the reader's images have names of their own.
+
+    Args:
+        stored: Relative to the image folder, or absolute.
+        image_dir: The image folder as it is now.
+    """
+    first = stored if image_dir is None else os.path.normpath(image_dir / stored)
+    for path in (first, *_moved(stored, image_dir)):
+        if os.path.exists(path):
+            return path
+    return first
+
+
+def _moved(stored: str, image_dir: Path | None) -> Iterator[str]:
+    if image_dir is None:
+        return
+    parts = [part for part in stored.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts) - 1):
+        for folder in (image_dir, image_dir.parent):
+            yield str(folder.joinpath(*parts[start:]))
 
 
 _BOX_UNITS = 65535

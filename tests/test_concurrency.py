@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from llama_index_colqwen.concurrency import WriteBehind, gather, look_ahead, read_ahead
+from llama_index_colqwen.concurrency import BackgroundLoop, Lock, WriteBehind, gather, look_ahead, read_ahead
+from llama_index_colqwen.errors import ColQwenError
+from tests.forks import in_fork, needs_fork
 
 
 def test_items_come_in_order_from_another_thread() -> None:
@@ -155,3 +159,106 @@ def test_looking_ahead_takes_so_many_more_than_are_used() -> None:
     assert [next(ahead), next(ahead)] == [0, 1]
     assert taken == [0, 1, 2, 3]
     assert list(ahead) == [2, 3, 4, 5, 6, 7, 8]
+
+
+# ---- forks
+
+
+def busy_with(lock: Lock, held: threading.Event, free: threading.Event) -> None:
+    with lock:
+        held.set()
+        free.wait()
+
+
+@needs_fork
+def test_lock_that_a_thread_of_the_parent_holds_is_free_in_a_fork() -> None:
+    lock, held, free = Lock(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=busy_with, args=(lock, held, free))
+    thread.start()
+    held.wait()
+
+    def take() -> str:
+        with lock:
+            return "taken"
+
+    try:
+        assert in_fork(take) == "taken"
+    finally:
+        free.set()
+        thread.join()
+
+
+@needs_fork
+def test_fork_waits_for_a_lock_that_guards_what_the_child_needs_in_order() -> None:
+    lock, held, free = Lock(hold=True), threading.Event(), threading.Event()
+    thread = threading.Thread(target=busy_with, args=(lock, held, free))
+    thread.start()
+    held.wait()
+    release = threading.Timer(0.1, free.set)
+    release.start()
+
+    def take() -> bool:
+        with lock:
+            return free.is_set()
+
+    assert in_fork(take)
+    thread.join()
+    release.join()
+    with lock:
+        pass
+
+
+@needs_fork
+def test_background_loop_begins_anew_in_a_fork_and_goes_on_in_the_parent() -> None:
+    async def process() -> int:
+        await asyncio.sleep(0)
+        return os.getpid()
+
+    loop = BackgroundLoop()
+    try:
+        assert loop.run(process) == os.getpid()
+        assert in_fork(lambda: loop.run(process)) != os.getpid()
+        assert in_fork(lambda: in_fork(lambda: loop.run(process))) != os.getpid()
+        assert loop.run(process) == os.getpid()
+    finally:
+        loop.stop()
+
+
+@needs_fork
+def test_background_loop_that_is_gone_does_not_trouble_a_fork() -> None:
+    loops = [BackgroundLoop() for _ in range(3)]
+    del loops
+    assert in_fork(lambda: "fine") == "fine"
+
+
+@needs_fork
+@pytest.mark.parametrize("ahead", [read_ahead, look_ahead])
+def test_going_on_in_a_fork_with_what_a_thread_of_the_parent_reads_is_an_error(
+    ahead: Callable[[Iterator[int], int], Iterator[int]],
+) -> None:
+    items = ahead(iter(range(100)), 2)
+    assert next(items) == 0
+
+    def go_on() -> list[int]:
+        return list(items)
+
+    with pytest.raises(ColQwenError, match="began in process .* begin again"):
+        in_fork(go_on)
+    assert list(items) == list(range(1, 100))
+
+
+@needs_fork
+def test_writing_on_in_a_fork_is_an_error_and_leaving_the_block_there_does_not_wait() -> None:
+    written: list[int] = []
+
+    def leave(writer: WriteBehind[int]) -> str:
+        writer.__exit__(None, None, None)
+        return "left"
+
+    with WriteBehind[int](written.extend, 2) as writer:
+        writer.put(1)
+        with pytest.raises(ColQwenError, match="Writing behind began in process"):
+            in_fork(lambda: writer.put(2))
+        assert in_fork(lambda: leave(writer)) == "left"
+        writer.put(3)
+    assert written == [1, 3]

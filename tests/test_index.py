@@ -3,15 +3,19 @@ from __future__ import annotations
 import base64
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from llama_index.core.schema import BaseNode, Document, ImageDocument, ImageNode
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import BaseNode, Document, ImageDocument, ImageNode, MetadataMode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_colqwen import (
@@ -24,6 +28,7 @@ from llama_index_colqwen import (
     MultiVector,
     Page,
 )
+from llama_index_colqwen.pages import locate_image
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.conftest import at_most
 from tests.fakes import unit_rows
@@ -122,11 +127,21 @@ def test_interruption_keeps_finished_pages_and_the_next_run_goes_on(tmp_path: Pa
     index.store.close()
 
 
-def test_repeated_pages_of_one_run_are_written_once_under_the_first_name(index: ColQwenIndex, tmp_path: Path) -> None:
-    first, second = make_document(tmp_path, 1), make_document(tmp_path, 1)
-    second.metadata["file_name"] = "copy.pdf"
-    assert index.refresh_ref_docs([first, second]) == [True, False]
-    assert index.store.get(["d-p00001"])[0].file_name == "d.pdf"
+def test_of_documents_with_one_id_the_last_counts(index: ColQwenIndex, tmp_path: Path) -> None:
+    """Also where they come in one call, as for `store.add`."""
+    first, second, third = (make_document(tmp_path, 1, text) for text in ("old", "new", "new"))
+    third.metadata["file_name"] = "named.pdf"
+    assert index.refresh_ref_docs([first, second, third]) == [True, True, True]
+    assert [(page.text, page.file_name) for page in index.store.get(["d-p00001"])] == [("new", "named.pdf")]
+    assert index.embedder.embedded == ["new"]  # type: ignore[attr-defined]
+    assert counts(index.report) == (1, 0, 0, 0)
+    many = [make_document(tmp_path, number) for number in range(2, 40)]
+    changed = make_document(tmp_path, 2, year=2024)
+    other = make_document(tmp_path, 3, "other")
+    index.insert_nodes([*many, changed, other])  # far apart: the first ones are being embedded already
+    assert index.store.get(["d-p00002"])[0].metadata["year"] == 2024
+    assert index.store.get(["d-p00003"])[0].text == "other"
+    assert index.store.count() == 39
 
 
 def test_lazy_documents_are_read_a_bounded_number_ahead(index: ColQwenIndex, tmp_path: Path) -> None:
@@ -341,3 +356,133 @@ def test_failing_reader_ends_indexing_with_its_error_after_the_pages_before_it(
         index.insert_nodes(documents())
     assert index.store.count() == index.report.added == 40
     assert index.report.seconds > 0
+
+
+def test_pieces_of_pages_are_refused_and_named(index: ColQwenIndex, tmp_path: Path) -> None:
+    """Each would be stored as a page of its own, and a model would be sent one picture many times."""
+    pages = [make_document(tmp_path, number, "One sentence. " * 40) for number in (1, 2)]
+    pieces = SentenceSplitter(chunk_size=40, chunk_overlap=0).get_nodes_from_documents(pages)
+    assert len(pieces) > 2
+    with pytest.raises(InvalidOptionError, match="is a piece of page 'd-p00001', and pages are indexed whole"):
+        index.insert_nodes(pieces)
+    assert index.store.count() == 0
+
+
+SHA, SHA_NEW = "a" * 64, "b" * 64
+
+
+def names_by_filter(index: ColQwenIndex, key: str, value: str) -> set[str]:
+    filters = MetadataFilters(filters=[MetadataFilter(key=key, value=value)])
+    return {hit.node.node_id for hit in index.as_retriever(similarity_top_k=9, filters=filters).retrieve("text 1")}
+
+
+def in_file(folder: Path, name: str, number: int, document_id: str = SHA) -> ImageDocument:
+    return make_document(folder, number, document_id=document_id, file_name=name, file_path=f"/in/{name}")
+
+
+@pytest.mark.parametrize("where", ["file", "milvus_server"])
+def test_page_knows_every_file_it_is_in_and_stays_while_it_is_in_one(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    uri = tmp_path / "x.db" if where == "file" else request.getfixturevalue(where)
+    store = MilvusPageStore(uri, collection_name=f"files_{uuid.uuid4().hex[:8]}", cache_dir=tmp_path / "cache")
+    with ColQwenIndex(store, CountingEmbedder(), image_dir=tmp_path) as index:
+        pages = [in_file(tmp_path, name, number) for name in ("a.pdf", "b.pdf") for number in (1, 2)]
+        index.refresh_ref_docs(pages)
+        assert len(index.embedder.embedded) == 2  # type: ignore[attr-defined]
+        ids = {page.id_ for page in pages}
+        for key, prefix in (("file_name", ""), ("file_path", "/in/")):
+            for name in ("a.pdf", "b.pdf"):
+                assert names_by_filter(index, key, prefix + name) == ids
+        index.refresh_ref_docs(pages)
+        assert counts(index.report) == (0, 0, 4, 0)
+        [page] = index.store.get([pages[0].id_])
+        node = index.as_retriever(similarity_top_k=1).retrieve("text 1")[0].node
+        assert page.file_name == node.metadata["file_name"] == "a.pdf"
+        assert "b.pdf" not in node.get_content(MetadataMode.LLM)
+        index.refresh_ref_docs([in_file(tmp_path, "a.pdf", 1, SHA_NEW)])  # a new version of one of the two
+        assert names_by_filter(index, "file_name", "a.pdf") == {f"{SHA_NEW}-p00001"}
+        assert names_by_filter(index, "file_name", "b.pdf") == ids
+        assert {page.file_name for page in index.store.get(sorted(ids))} == {"b.pdf"}
+        assert index.report.removed == 0
+        index.refresh_ref_docs([in_file(tmp_path, "b.pdf", 1, SHA_NEW)])
+        assert index.report.removed == 2
+        assert index.store.count() == 1
+        store.clear()
+
+
+def test_documents_of_ones_own_that_share_a_file_all_stay(index: ColQwenIndex, tmp_path: Path) -> None:
+    pages = [make_document(tmp_path, 1, document_id=f"own-{number}", file_path="/in/own.pdf") for number in range(3)]
+    index.refresh_ref_docs(pages)
+    index.refresh_ref_docs(pages)
+    assert counts(index.report) == (0, 0, 3, 0)
+    assert index.store.count() == 3
+
+
+def test_pages_of_files_that_are_gone_are_removed_when_asked(index: ColQwenIndex, tmp_path: Path) -> None:
+    kept, gone = tmp_path / "kept.pdf", tmp_path / "gone.pdf"
+    for path in (kept, gone):
+        path.write_bytes(b"")
+    pages = [make_document(tmp_path, 1, document_id=path.stem, file_path=str(path)) for path in (kept, gone)]
+    given = make_document(tmp_path, 1, document_id="given", file_path="bucket/given.pdf")  # on no disk of ours
+    index.refresh_ref_docs([*pages, given])
+    gone.unlink()
+    index.refresh_ref_docs([given])
+    assert index.store.count() == 3
+    index.refresh_ref_docs([given], delete_missing=True)
+    assert index.report.removed == 1
+    assert {document.document_id for document in index.store.documents()} == {"kept", "given"}
+
+
+def test_index_moves_with_its_images(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "pages").mkdir(parents=True)
+    beside = make_document(project / "pages", 1)
+    inline = ImageDocument(text="inline", image=base64.b64encode(picture("red")), image_mimetype="image/png")
+    outside = make_document(tmp_path, 2)
+    with ColQwenIndex.from_documents([beside, inline, outside], CountingEmbedder(), uri=project / "x.db"):
+        pass
+    project.rename(tmp_path / "moved")
+    with ColQwenIndex.from_existing(tmp_path / "moved" / "x.db", CountingEmbedder()) as index:
+        hits = index.as_retriever(similarity_top_k=9).retrieve("text 1")
+        paths = {hit.node.node_id: Path(hit.node.to_dict()["image_path"]) for hit in hits}
+        assert paths[beside.id_] == tmp_path / "moved" / "pages" / "d-1.png"
+        assert paths[inline.id_].is_relative_to(tmp_path / "moved" / "x.images")
+        assert paths[outside.id_] == tmp_path / "d-2.png"
+        assert all(path.exists() for path in paths.values())
+        beside.image_path = str(paths[beside.id_])
+        index.refresh_ref_docs([beside])
+        assert counts(index.report) == (0, 0, 1, 0)  # nothing of it changed
+    (tmp_path / "moved" / "x.images").rename(tmp_path / "elsewhere")
+    with ColQwenIndex.from_existing(
+        tmp_path / "moved" / "x.db", CountingEmbedder(), image_dir=tmp_path / "elsewhere"
+    ) as index:
+        [page] = index.store.get([inline.id_])
+        assert page.image_path is not None
+        assert Path(page.image_path).is_relative_to(tmp_path / "elsewhere")
+        assert page.read_image() == picture("red")
+
+
+def test_absolute_paths_of_before_are_found_where_they_are_now(tmp_path: Path) -> None:
+    (tmp_path / "new" / "pages" / "0123").mkdir(parents=True)
+    image = tmp_path / "new" / "pages" / "0123" / "page-0001-4567.jpg"
+    image.write_bytes(picture())
+    stored = "/home/somebody/old/pages/0123/page-0001-4567.jpg"
+    assert locate_image(stored, tmp_path / "new" / "pages") == str(image)
+    assert locate_image(stored, tmp_path / "new" / "x.images") == str(image)  # the folder beside
+    assert locate_image(stored, tmp_path / "other") == stored
+    assert locate_image(str(image), None) == str(image)
+
+
+def test_check_embeds_lost_pages_again(index: ColQwenIndex, tmp_path: Path) -> None:
+    pages = [make_document(tmp_path, number) for number in (1, 2, 3)]
+    index.insert_nodes(pages)
+    opened = index.store._require_open()
+    opened.vectors.remove([entry.vectors for entry in opened.search.entries([pages[0].id_, pages[1].id_]).values()])
+    index.close()
+    shutil.rmtree(index.store._cache_dir)
+    Path(pages[1].image_path or "").unlink()
+    checked = index.check()
+    assert (checked.pages, checked.embedded, checked.lost) == (3, 1, [pages[1].id_])
+    found = {hit.node.node_id for hit in index.as_retriever(similarity_top_k=9).retrieve("text 1")}
+    assert found == {pages[0].id_, pages[2].id_}

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -41,6 +42,9 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run `colqwen`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     if sys.argv[1:] == ["--version"]:
         typer.echo(__version__)  # typer would import pydantic to read this one option: half a second
     else:

@@ -50,6 +50,9 @@ def index(
     password: Annotated[Optional[str], typer.Option(help="Opens encrypted PDFs.")] = None,  # noqa: UP045
     on_error: Annotated[_OnError, typer.Option(help="skip: leave out what cannot be read.")] = _OnError.stop,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what the collection holds first.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the pages of files that are no longer on this machine's disk.")
+    ] = False,
 ) -> None:
     """Read files, embed their pages, and store them; what is stored and unchanged is skipped."""
     with plain_errors():
@@ -71,7 +74,7 @@ def index(
                     store.clear()
                 made = ColQwenIndex(store, chosen)
                 try:
-                    made.refresh_ref_docs(documents, show_progress=True)
+                    made.refresh_ref_docs(documents, show_progress=True, delete_missing=prune)
                 except KeyboardInterrupt:
                     stderr().print(
                         f"Interrupted. {store.count()} pages are stored; the same command goes on from there."
@@ -79,6 +82,6 @@ def index(
                     raise typer.Exit(130) from None
             report = made.report
             stdout().print(
-                f"{store.count()} pages in {escape(uri)}: {report.added} added, {report.updated} updated, "
+                f"{store.count()} pages in {escape(store.uri)}: {report.added} added, {report.updated} updated, "
                 f"{report.unchanged} unchanged, {report.removed} removed, in {report.seconds:.1f} s."
             )

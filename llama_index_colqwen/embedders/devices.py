@@ -5,12 +5,13 @@ Knows nothing of pages or of models' families.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, MissingDependencyError
+from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,8 @@ __all__ = [
     "Dtype",
     "Replica",
     "available_devices",
+    "begin_after_fork",
+    "check_process",
     "choose_devices",
     "choose_dtype",
     "dtype_name",
@@ -144,6 +147,25 @@ def place(model: Any, devices: Sequence[str], name: str) -> list[Replica]:  # no
                 f"{device}: take a smaller model or dtype, or a device with more memory."
             ) from error
     return replicas
+
+
+def begin_after_fork() -> None:
+    """Let torch compute in a process that was forked off: in one thread, since it waits for those of the parent.
+
+    PyTorch's own DataLoader does the same in its workers.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def check_process(process: int, devices: Sequence[str], name: str) -> None:
+    """Raise ModelError in another process than the one that loaded the model, unless the model is on the CPU."""
+    if os.getpid() != process and set(devices) != {"cpu"}:
+        raise ModelError(
+            f"{name} was loaded onto {', '.join(devices)} by process {process}, and a fork cannot use a parent's GPU: "
+            f"load the embedder in this process ({os.getpid()}), after the fork."
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
         ModelNotFoundError: If it is nowhere, or the hub cannot be reached.
         InvalidOptionError: If a revision is asked for of a folder.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name and folder.is_dir():
         if revision is not None:
             raise InvalidOptionError(f"revision={revision!r} is for models on the hub; {name} is a folder.")

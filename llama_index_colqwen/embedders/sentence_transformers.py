@@ -6,15 +6,24 @@ LlamaIndex.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llama_index_colqwen.concurrency import Lock, after_fork
 from llama_index_colqwen.embedders.colqwen.preprocessing import page_image
-from llama_index_colqwen.embedders.devices import Dtype, choose_devices, choose_dtype, dtype_name, require_torch
+from llama_index_colqwen.embedders.devices import (
+    Dtype,
+    begin_after_fork,
+    check_process,
+    choose_devices,
+    choose_dtype,
+    dtype_name,
+    require_torch,
+)
 from llama_index_colqwen.embedders.hub import Checkpoint, locate, one_line
 from llama_index_colqwen.errors import (
     IncompleteWeightsError,
@@ -41,7 +50,8 @@ _EXTRA = "sentence-transformers"
 class SentenceTransformersEmbedder:
     """Embed page images with a `sentence_transformers.MultiVectorEncoder`; code of its checkpoint is never run.
 
-    Safe for many threads. Pages have no patch grid.
+    Safe for many threads. In a process that is forked off, a model on the CPU computes with one thread, and one on a
+    GPU is an error: load the embedder there, after the fork. Pages have no patch grid.
 
     Args:
         model_name: A hub id or a folder.
@@ -75,7 +85,10 @@ class SentenceTransformersEmbedder:
         self.model_name, self.batch_size, self.pool_factor = str(model_name), batch_size, pool_factor
         (self.device,) = choose_devices(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self._lock = Lock()
+        # Held at a fork, which so waits for a batch: its tokenizer has locks that nobody would open in the child.
+        self._lock = Lock(hold=True)
+        self._process = os.getpid()
+        after_fork(self._begin_after_fork)
         _import()
         checkpoint = locate(self.model_name, revision)
         self._model = _load(checkpoint, self.device, self.dtype)
@@ -115,7 +128,11 @@ class SentenceTransformersEmbedder:
             raise QueryError("The query is empty.")
         return self._encode(self._model.encode_query, list(queries))
 
+    def _begin_after_fork(self) -> None:
+        begin_after_fork()
+
     def _encode(self, encode: Callable[..., Any], inputs: Sequence[Any]) -> list[MultiVector]:
+        check_process(self._process, [self.device], self.model_name)
         with self._lock:
             found = encode(inputs, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
         # Made exact: in half precision, the library's rows are unit to within a percent.

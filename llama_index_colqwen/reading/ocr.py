@@ -6,14 +6,15 @@ RapidOCR (PP-OCR models on onnxruntime; the weights are in its wheel, nothing is
 from __future__ import annotations
 
 import importlib.util
-import threading
+import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Transpose
 
+from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import MissingDependencyError
 from llama_index_colqwen.pages import WordBox
 
@@ -31,7 +32,7 @@ _MAX_SIDE = 1280
 # On 40 scanned pages the engine's mean confidence was .94 to 1 upright and .62 to .76 upside down.
 _SURE = 0.85
 
-_LOCK = threading.Lock()
+_LOCK = Lock()
 
 
 def is_available() -> bool:
@@ -70,7 +71,7 @@ class _Reading:
 
 def _read(image: Image.Image) -> _Reading:
     with _LOCK:
-        found = _engine()(np.asarray(image)[:, :, ::-1])  # the engine expects BGR
+        found = _engine(os.getpid())(np.asarray(image)[:, :, ::-1])  # the engine expects BGR
     lines: list[tuple[str, tuple[float, float, float, float]]] = []
     sure = letters = 0.0
     if found.txts is None or found.boxes is None:
@@ -103,8 +104,9 @@ def _split_line(line: str, left: float, top: float, right: float, bottom: float)
     return words
 
 
-@lru_cache(maxsize=1)
-def _engine() -> Any:  # noqa: ANN401 - rapidocr is untyped and optional
+# One for each process: a fork's copy waits for threads of the parent. It is not freed either, which would wait as well.
+@cache
+def _engine(process: int) -> Any:  # noqa: ANN401 - rapidocr is untyped and optional
     try:
         from rapidocr import RapidOCR
     except ImportError as error:

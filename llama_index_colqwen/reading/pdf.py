@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import (
     DocumentError,
     EncryptedDocumentError,
@@ -37,8 +37,8 @@ _MAX_SIDE = 65_500
 # Small pages (receipts, cards) are not blown up beyond print resolution.
 _MAX_DPI = 300
 
-# pdfium keeps global state and is not thread-safe: every call into it holds this lock.
-_PDFIUM_LOCK = threading.RLock()
+# pdfium keeps global state and is not thread-safe: every call into it holds this lock, and forks wait for it.
+_PDFIUM_LOCK = Lock(hold=True)
 
 # A generated line-end hyphen, which pdfium reports as one of these; the word goes on in the next line.
 _LINE_HYPHENS = "\x02\ufffe"
@@ -98,6 +98,7 @@ def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator
     import pypdfium2
     import pypdfium2.raw as pdfium
 
+    source = _as_pdfium_takes(source)
     with _PDFIUM_LOCK:
         try:
             # pdfium keeps the last error code, and sets none for a PDF without pages: after an encrypted file, that
@@ -119,6 +120,15 @@ def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator
     finally:
         with _PDFIUM_LOCK:
             pdf.close()
+
+
+def _as_pdfium_takes(source: Path | bytes) -> Path | bytes:
+    """Read a file whose path is not UTF-8: not all versions of pypdfium2 can open it."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:
+        return Path(source).read_bytes()  # type: ignore[arg-type]  # bytes have no such path
+    return source
 
 
 def _load_page(pdf: pypdfium2.PdfDocument, index: int, name: str) -> pypdfium2.PdfPage:

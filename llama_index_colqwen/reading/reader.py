@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,7 +70,7 @@ class SkippedDocumentWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _File:
-    """A file that was found: where it is, what it is called, how to get its bytes, and its sha256 if that is known."""
+    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known."""
 
     name: str
     path: str | None
@@ -91,11 +93,12 @@ class PDFPageReader(BasePydanticReader):
     Every document has the page's text (text layer, or OCR), its image (`image_path` with `image_dir`, else inline as
     base64 JPEG), and this metadata: `file_name` and `page_label`, which a language model sees, and, hidden from it,
     `file_path`, `page_number` (1-based), `document_id`, `page_sha256` (of the image), `text_source` ("text-layer",
-    "ocr" or "none") and `word_boxes` (see `pages.unpack_boxes`).
+    "ocr" or "none") and `word_boxes` (see `pages.unpack_boxes`). What is not UTF-8 in a file's name is U+FFFD in its
+    `file_name`, and an escape in its `file_path`, which so is no other file's, but opens none.
 
     Attributes:
         image_dir: Where page images are written, once: a second reading writes nothing. What OCR read is kept there
-            too, and nothing there is read as a document. None keeps images inline.
+            too, and nothing there is read as a document. `~` is the home folder. None keeps images inline.
         renderer: "pdfium", or "poppler" (extra `[poppler]` and poppler's programs; 2-4 times slower).
         max_pixels: A page is drawn to about this many pixels: by default 150 dpi for a letter page, fewer dpi for a
             poster.
@@ -123,7 +126,7 @@ class PDFPageReader(BasePydanticReader):
     @field_validator("image_dir", mode="before")
     @classmethod
     def _path_as_text(cls, value: object) -> object:
-        return str(value) if isinstance(value, PurePath) else value
+        return os.path.expanduser(str(value)) if isinstance(value, (str, PurePath)) else value
 
     @field_validator("ocr")
     @classmethod
@@ -224,9 +227,7 @@ class PDFPageReader(BasePydanticReader):
             for number, file in enumerate(files):
                 yield number, partial(self._read_file, file, extra_info)
             return
-        from loky import get_reusable_executor
-
-        workers = get_reusable_executor(self.num_workers)
+        workers = _worker_processes(self.num_workers)
 
         def submitted() -> Iterator[tuple[int, _Part]]:
             for number, file in enumerate(files):
@@ -267,7 +268,7 @@ class PDFPageReader(BasePydanticReader):
             metadata = {
                 **extra_info,
                 "file_name": file.name,
-                **({"file_path": file.path} if file.path is not None else {}),
+                **({"file_path": _escaped(file.path)} if file.path is not None else {}),
                 "page_label": page.page_label,
                 "page_number": page.page_number,
                 "document_id": document_id,
@@ -337,9 +338,9 @@ class PDFPageReader(BasePydanticReader):
         for one in sources:
             if isinstance(one, bytes):
                 name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
-                files.append(_File(name, extra_info.get("file_path"), one))
+                files.append(_File(_readable_name(name), extra_info.get("file_path"), one))
             elif isinstance(one, (str, PurePath)):
-                files.extend(_find_local(Path(one), self.image_dir) if fs is None else _find_remote(str(one), fs))
+                files.extend(_find_local(str(one), self.image_dir) if fs is None else _find_remote(str(one), fs))
             else:
                 raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
         return files
@@ -369,6 +370,22 @@ def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], i
     return read, None
 
 
+_WORKERS_OF: set[int] = set()
+"""Processes that have the executor which loky keeps for the next reading: this one, or those it was forked off."""
+
+
+def _worker_processes(number: int) -> Executor:
+    from loky import ProcessPoolExecutor, get_reusable_executor
+
+    if not _WORKERS_OF - {os.getpid()}:
+        _WORKERS_OF.add(os.getpid())
+        kept: Executor = get_reusable_executor(number)
+        return kept
+    # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
+    own: Executor = ProcessPoolExecutor(number)
+    return own
+
+
 def _unpack(part: Future[_Read]) -> Iterator[tuple[Document, bool]]:
     read, error = part.result()
     yield from read
@@ -376,8 +393,18 @@ def _unpack(part: Future[_Read]) -> Iterator[tuple[Document, bool]]:
         raise error
 
 
-def _find_local(path: Path, image_dir: str | Path | None) -> Iterable[_File]:
-    path = path.expanduser()
+def _readable_name(name: str) -> str:
+    """Replace what is not UTF-8 in a name; Python has a lone surrogate there, which no one can write or print."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", name)
+
+
+def _escaped(path: str) -> str:
+    """Write what is not UTF-8 in a path as an escape: two files never share one, which refreshing relies on."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         written = Path(image_dir).resolve() if image_dir else None
         inside = [
@@ -391,8 +418,8 @@ def _find_local(path: Path, image_dir: str | Path | None) -> Iterable[_File]:
     elif path.exists():
         chosen = [path]
     else:
-        raise DocumentNotFoundError(f"{path}: there is no such file or folder.")
-    return [_File(child.name, str(child.resolve()), child) for child in chosen]
+        raise DocumentNotFoundError(f"{_readable_name(str(path))}: there is no such file or folder.")
+    return [_File(_readable_name(child.name), str(child.resolve()), child) for child in chosen]
 
 
 def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
@@ -400,10 +427,10 @@ def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
         root = PurePosixPath(fs._strip_protocol(path))
         inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
         chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
-        return [_File(child.name, str(child), None, fs) for child in chosen]
+        return [_File(_readable_name(child.name), str(child), None, fs) for child in chosen]
     if not fs.exists(path):
-        raise DocumentNotFoundError(f"{path}: there is no such file or folder on {type(fs).__name__}.")
-    return [_File(PurePosixPath(path).name, path, None, fs)]
+        raise DocumentNotFoundError(f"{_readable_name(path)}: there is no such file or folder on {type(fs).__name__}.")
+    return [_File(_readable_name(PurePosixPath(path).name), path, None, fs)]
 
 
 def _is_hidden(path: PurePath) -> bool:
@@ -418,7 +445,7 @@ def _readable(inside: Sequence[_AnyPath], folder: str) -> list[_AnyPath]:
     suffixes = sorted({child.suffix.lower() or "(none)" for child in inside})
     found = f"only files of type {', '.join(suffixes)}" if suffixes else "no files at all"
     supported = ", ".join(sorted(SUPPORTED_SUFFIXES))
-    raise DocumentNotFoundError(f"{folder}: the folder has {found}; supported are {supported}.")
+    raise DocumentNotFoundError(_readable_name(f"{folder}: the folder has {found}; supported are {supported}."))
 
 
 def _sha256(source: Path | bytes) -> str:
@@ -430,7 +457,7 @@ def _sha256(source: Path | bytes) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise DocumentError(f"{source.name}: the file cannot be read ({error.strerror}).") from error
+        raise DocumentError(f"{_readable_name(source.name)}: the file cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
+from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
 from llama_index_colqwen.images import to_rgb
 from llama_index_colqwen.pages import RenderedPage
@@ -133,7 +133,7 @@ def _render_image_file(source: Path | bytes, name: str, max_pixels: int) -> Iter
 
 
 # Warning filters belong to the whole process: threads that change them take turns.
-_WARNINGS_LOCK = threading.Lock()
+_WARNINGS_LOCK = Lock(hold=True)
 
 
 @contextmanager

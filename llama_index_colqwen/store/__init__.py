@@ -1,5 +1,5 @@
 """Pages and their multi-vectors <-> Milvus."""
 
-from llama_index_colqwen.store.page_store import MilvusPageStore, StoredDocument, StoredState
+from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck, StoredDocument, StoredState
 
-__all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
+__all__ = ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"]

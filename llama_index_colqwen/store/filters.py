@@ -5,6 +5,9 @@ The only place where a literal of a user's gets into an expression. Knows nothin
 Engines disagree about missing keys, truth values, substrings and everything negated, so an expression says only what
 they agree on, and keeps a page too many rather than one too few; every page that it keeps is checked again here.
 
+A page whose file has several names or places has them all in `file_names` and `file_paths`; a filter by `file_name` or
+`file_path` finds it by any of them, and NE and NIN leave it out for any.
+
 A page without the key, or with null, matches only NE, NIN and IS_EMPTY. Values of different kinds (a number, a text, a
 truth value) are never equal and have no order. CONTAINS, ANY and ALL ask a list in the metadata; TEXT_MATCH finds a
 substring.
@@ -22,12 +25,16 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.store.connection import quote
+from llama_index_colqwen.store.schema import PageEntry
 
-__all__ = ["PageFilter", "matches", "page_filter"]
+__all__ = ["PageFilter", "any_of", "page_filter"]
 
 _WITH_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
 _WITH_TEXTS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
 _ORDERS = (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE)
+
+_SEVERAL = {"file_name": "file_names", "file_path": "file_paths"}
+_NEGATED = (FilterOperator.NE, FilterOperator.NIN)
 
 _MAX_DEPTH = 32
 _MAX_ALTERNATIVES = 64  # Milvus 2.3 takes 40 ms to parse a hundred, and 10 s for two thousand
@@ -40,10 +47,16 @@ class PageFilter:
     Attributes:
         expression: Of Milvus's language; keeps all pages that match, and maybe others. Empty if it keeps all.
         matches: Whether a page's metadata match.
+        key: Equal for equal filters.
     """
 
     expression: str
     matches: Callable[[Mapping[str, Any]], bool]
+    key: str = ""
+
+    def keeps(self, entry: PageEntry) -> bool:
+        """Whether a page matches."""
+        return self.matches(entry.metadata)
 
 
 def page_filter(filters: MetadataFilters | None) -> PageFilter | None:
@@ -63,17 +76,30 @@ def page_filter(filters: MetadataFilters | None) -> PageFilter | None:
     if not filters.filters:
         return None
     _check(filters, depth=1)
-    return PageFilter(_expression(filters), lambda metadata: matches(filters, metadata))
+    return PageFilter(_expression(filters), _matcher(filters), repr(filters))
 
 
-def matches(part: MetadataFilter | MetadataFilters, metadata: Mapping[str, Any]) -> bool:
-    """Say whether metadata match, without Milvus."""
+def any_of(key: str, values: list[str]) -> PageFilter | None:
+    """Return the filter for pages that have one of these texts there; None for no texts."""
+    if not values:
+        return None
+    return page_filter(MetadataFilters(filters=[MetadataFilter(key=key, value=values, operator=FilterOperator.IN)]))
+
+
+def _matcher(part: MetadataFilter | MetadataFilters) -> Callable[[Mapping[str, Any]], bool]:
+    """Make the function that says whether metadata match, without Milvus."""
     if isinstance(part, MetadataFilter):
-        return _TESTS[part.operator](metadata.get(part.key), part.value)
-    found = (matches(inner, metadata) for inner in part.filters)
+        test, key, value = _TESTS[part.operator], part.key, part.value
+        if key not in _SEVERAL:
+            return lambda metadata: test(metadata.get(key), value)
+        several, combine = _SEVERAL[key], all if part.operator in _NEGATED else any
+        return lambda metadata: combine(test(one, value) for one in metadata.get(several) or (metadata.get(key),))
+    inner = [_matcher(one) for one in part.filters]
     if part.condition == FilterCondition.OR:
-        return any(found)
-    return not any(found) if part.condition == FilterCondition.NOT else all(found)
+        return lambda metadata: any(matches(metadata) for matches in inner)
+    if part.condition == FilterCondition.NOT:
+        return lambda metadata: not any(matches(metadata) for matches in inner)
+    return lambda metadata: all(matches(metadata) for matches in inner)
 
 
 def _kind(value: object) -> type:
@@ -153,6 +179,8 @@ def _expression(part: MetadataFilter | MetadataFilters) -> str:
         return _joined(" or " if part.condition == FilterCondition.OR else " and ", [text for text in inner if text])
     field = f"metadata[{quote(part.key)}]"
     value, operation = part.value, part.operator
+    if part.key in _SEVERAL:
+        return _of_several(part)
     if operation == FilterOperator.EQ or operation in _ORDERS:
         return f"{field} {operation.value} {_literal(value)}"
     if operation == FilterOperator.CONTAINS:
@@ -166,6 +194,16 @@ def _expression(part: MetadataFilter | MetadataFilters) -> str:
         if operation == FilterOperator.ANY and all(_contains(field, one) for one in value):
             return _joined(" or ", [_contains(field, one) for one in value])
     return ""
+
+
+def _of_several(part: MetadataFilter) -> str:
+    """Write that one of a page's file names or paths is one of these; nothing else is to be trusted."""
+    values = part.value if part.operator == FilterOperator.IN else [part.value]
+    texts = [one for one in values if isinstance(one, str)] if isinstance(values, list) else []
+    if part.operator not in (FilterOperator.EQ, FilterOperator.IN) or values != texts or len(texts) > _MAX_ALTERNATIVES:
+        return ""
+    one, all_of_them = f"metadata[{quote(part.key)}]", f"metadata[{quote(_SEVERAL[part.key])}]"
+    return _joined(" or ", [f"({one} == {quote(text)} or {_contains(all_of_them, text)})" for text in texts])
 
 
 def _contains(field: str, value: object) -> str:

@@ -1,73 +1,79 @@
 """Pages and their multi-vectors <-> Milvus: Milvus Lite on a file, a server, or Zilliz, by `uri` and `token`.
 
 Knows nothing of LlamaIndex's nodes, PDFs or models, and does not score: it puts candidates forward. What is kept is in
-`schema`; which pages are candidates is found by `lite_search` (Milvus Lite) or `milvus_search` (servers).
+`schema`; which pages are candidates is found by a `CandidateSearch`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import shutil
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_index_colqwen.concurrency import in_thread
+from llama_index_colqwen.concurrency import Lock, in_thread
 from llama_index_colqwen.errors import (
     CollectionNotFoundError,
     DimensionMismatchError,
     FingerprintMismatchError,
     InvalidOptionError,
+    QueryError,
     StoreError,
     check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
-from llama_index_colqwen.pages import Page
-from llama_index_colqwen.store.connection import MilvusConnection, normalise_uri, quote
-from llama_index_colqwen.store.filters import PageFilter, page_filter
-from llama_index_colqwen.store.lite_search import LocalPages
-from llama_index_colqwen.store.milvus_search import MAX_HITS, MilvusCandidates
+from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
+from llama_index_colqwen.store.connection import MilvusConnection, normalise_uri, quote, split_credentials
+from llama_index_colqwen.store.filters import any_of, page_filter
+from llama_index_colqwen.store.lite_search import LiteSearch
+from llama_index_colqwen.store.milvus_search import MilvusSearch
+from llama_index_colqwen.store.native_search import NativeSearch
 from llama_index_colqwen.store.schema import (
+    ENTRY_FIELDS,
+    READ_VERSIONS,
     SCHEMA_VERSION,
     AnnIndex,
     CandidateVectors,
     CollectionDescription,
+    PageEntry,
+    StoredVectors,
     candidates_collection,
-    create_collections,
+    check_names,
+    complete_collections,
+    create_pages,
+    filterable,
     page_from_row,
     page_row,
+    parts_of,
     read_description,
+    read_part,
     vector_id,
     vectors_hash,
     vectors_row,
 )
-from llama_index_colqwen.store.shared import SharedCollection, close_shared, drop_shared, is_shared, open_shared
+from llama_index_colqwen.store.search import CandidateSearch, NewPage
+from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
-from llama_index_colqwen.store.vector_shards import StoredVectors, VectorTables
+from llama_index_colqwen.store.vector_shards import VectorTables
 
 if TYPE_CHECKING:
     from llama_index.core.vector_stores import MetadataFilters
 
-__all__ = ["MilvusPageStore", "StoredDocument", "StoredState"]
+__all__ = ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"]
 
 _WRITE_PAGES = 16
 _CANDIDATE_VECTORS = 128  # of 600 pages, the 100 best by 64 have .79 of the ten best; by 128, .98
 _CACHE_BYTES = 8 << 30
-
-# On a server, so many pages or fewer are all scored: their vectors are cached, and no first stage can lose any.
-_EXACT_PAGES = 256
-
-_VECTORS = ("page_id", "vectors_hash", "num_vectors", "shard")
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class StoredState:
 
     content_hash: str
     revision: str
+    files: tuple[PageFile, ...] = ()
+    """The files that the page is in."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,27 @@ class StoredDocument:
     document_id: str
     file_name: str
     pages: int
+
+
+@dataclass(frozen=True)
+class StoreCheck:
+    """What `MilvusPageStore.check` found, and did about it.
+
+    Attributes:
+        pages: How many pages are stored.
+        restored: How many had lost their vectors in Milvus, which were still in the cache and are written back.
+        lost: The ids of those whose vectors are nowhere: they cannot be found until they are indexed again.
+        orphans: How many multi-vectors belonged to no page, and were deleted.
+        unsearchable: How many pages the search knew wrongly or not at all, and knows now.
+        embedded: How many of the lost pages were embedded again, by `ColQwenIndex.check`.
+    """
+
+    pages: int
+    restored: int = 0
+    lost: list[str] = field(default_factory=list)
+    orphans: int = 0
+    unsearchable: int = 0
+    embedded: int = 0
 
 
 class MilvusPageStore:
@@ -107,6 +136,11 @@ class MilvusPageStore:
         cache_dir: Where vectors that were read are kept; by default beside a Milvus Lite file, as `<name>.cache`, and
             for a server in the user's cache folder.
         cache_bytes: How large the cache of a server may grow; 8 GB by default. With Milvus Lite it holds all pages.
+        image_dir: Where page images lie; by default beside a Milvus Lite file, as `<name>.images`. Paths of images
+            beneath it, or beneath the folder that it is in, are kept relative to it: all can be moved together.
+
+    Attributes:
+        image_dir: As given; None for a server where it was not.
     """
 
     def __init__(
@@ -119,6 +153,7 @@ class MilvusPageStore:
         ann_index: AnnIndex | None = None,
         cache_dir: str | Path | None = None,
         cache_bytes: int = _CACHE_BYTES,
+        image_dir: str | Path | None = None,
     ) -> None:
         """See the class; nothing is opened yet."""
         if not isinstance(collection_name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection_name):
@@ -130,25 +165,23 @@ class MilvusPageStore:
         if candidate_vectors is not None and candidate_vectors != "all":
             check_count('candidate_vectors, if it is not "all",', candidate_vectors)
         check_count("cache_bytes", cache_bytes)
-        self.uri = normalise_uri(uri)
+        self.uri, credentials = split_credentials(normalise_uri(uri))
         self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
         self._cache_bytes = cache_bytes
-        self._connection = MilvusConnection(self.uri, token, collection_name)
+        self._connection = MilvusConnection(self.uri, token or credentials, collection_name)
         self._cache_dir = self._choose_cache_dir(cache_dir)
+        beside = Path(self.uri).with_suffix(".images") if self.is_local else None
+        self.image_dir = beside if image_dir is None else Path(image_dir).expanduser().absolute()
         self._pages = MilvusTable(self._connection, collection_name, "page_id")
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._opened: _Opened | None = None
+        self._fingerprint: EmbedderFingerprint | None = None  # of the embedder it was opened for
 
     @property
     def is_local(self) -> bool:
         """Whether this is a Milvus Lite file, and not a server."""
         return self._connection.is_local
-
-    @property
-    def image_dir(self) -> Path | None:
-        """Where page images lie unless told otherwise: beside the file, as `<name>.images`; nowhere for a server."""
-        return Path(self.uri).with_suffix(".images") if self.is_local else None
 
     # ---- opening and closing
 
@@ -164,24 +197,18 @@ class MilvusPageStore:
             StoreLockedError: If another process holds the Milvus Lite file.
             StoreError: If Milvus cannot be reached or refuses.
         """
-        with self._lock:
-            found = self._description()
-            if found is not None:
-                self._check(found, fingerprint)
-                self._use(found)
-                return
-            in_milvus = not self.is_local or self._candidate_vectors is not None or self._ann_index is not None
-            made = CollectionDescription(
-                fingerprint,
-                self._vector_dtype or "int8",
-                (self._candidate_vectors or candidate_vectors or _CANDIDATE_VECTORS) if in_milvus else None,
-                (self._ann_index or AnnIndex()) if in_milvus else None,
-            )
-            with self._connection.errors("create"):
-                create_collections(self._connection.client, self.collection_name, made, self._is_lite())
-            opened = self._use(made)
-            if opened.candidates is not None and self._ann_index is not None:
-                opened.candidates.warn_of_ignored_parameters()
+        opened = self._opened
+        if opened is not None and opened.description.embedder == fingerprint and self._is_current(opened):
+            return
+        with self._lock, collection_lock(self._key):
+            self._fingerprint = fingerprint
+            found, is_new = self._description(), False
+            if found is None:
+                found = self._create(fingerprint, candidate_vectors)
+                is_new = True
+            opened = self._use(found)
+            if is_new and self._ann_index is not None and isinstance(opened.search, MilvusSearch):
+                opened.search.warn_of_ignored_parameters()
 
     def fingerprint(self) -> EmbedderFingerprint:
         """Return the fingerprint of the embedder that made the collection.
@@ -232,6 +259,7 @@ class MilvusPageStore:
                 )
             if not np.isfinite(multi_vector).all():
                 raise StoreError(f"The vectors of page {page.page_id} are not finite; nothing was stored.")
+            self._check_fits(page)
         for some, some_vectors in zip(batches(pages, _WRITE_PAGES), batches(vectors, _WRITE_PAGES), strict=True):
             # Of a page that comes twice, the last one counts: one message cannot write a row twice.
             last = {page.page_id: place for place, page in enumerate(some)}
@@ -243,24 +271,23 @@ class MilvusPageStore:
         Raises:
             StoreError: If a page is not stored, or is stored with another content.
         """
-        opened = self._require_open()
-        with self._writing():
-            rows = {row["page_id"]: row for row in self._pages.read([page.page_id for page in pages])}
+        search = self._require_open().search
+        with search.changing():
+            entries = search.entries([page.page_id for page in pages])
+            changed: list[tuple[Page, PageEntry]] = []
             for page in pages:
-                if page.page_id not in rows or rows[page.page_id]["content_hash"] != page.content_hash:
+                entry = entries.get(page.page_id)
+                if entry is None or entry.content_hash != page.content_hash:
                     raise StoreError(f"Page {page.page_id} is not stored with this content; add it with its vectors.")
-            if opened.candidates is not None:
-                by_id = {page.page_id: page for page in pages}
-                for some in batches(list(rows.values()), _WRITE_PAGES):
-                    ids = {row["page_id"]: vector_id(row["page_id"], row["vectors_hash"]) for row in some}
-                    found = self._read_vectors(some)
-                    opened.candidates.write([(by_id[page.page_id], ids[page.page_id], page.vectors) for page in found])
-            kept = [rows[page.page_id] for page in pages]
-            new = [
-                page_row(page, row["vectors_hash"], row["num_vectors"], row["shard"], row["mean_vector"])
-                for page, row in zip(pages, kept, strict=True)
-            ]
-            self._pages.upsert(new, [_row_bytes(row) for row in new])
+                self._check_fits(page)
+                page = with_relative_image(page, self.image_dir)
+                changed.append((page, _entry(page, entry.vectors)))
+            search.update(changed)
+            means = self._pages.read([page.page_id for page in pages], ["page_id", "mean_vector"])
+            mean_of = {row["page_id"]: row["mean_vector"] for row in means}
+            rows = [page_row(page, entry, mean_of[page.page_id]) for page, entry in changed if page.page_id in mean_of]
+            self._pages.upsert(rows, [_row_bytes(row) for row in rows])
+            search.updated(changed)
 
     def delete(
         self,
@@ -276,50 +303,111 @@ class MilvusPageStore:
         Raises:
             InvalidOptionError: If a filter's value does not go with its operator.
         """
-        self._require_open()
+        search = self._require_open().search
         chosen = page_filter(filters)
-        with self._writing():
-            rows_to_delete = self._pages.read(page_ids, _VECTORS) if page_ids else []
+        with search.changing():
+            found = search.entries(page_ids) if page_ids else {}
             for document_id in document_ids:
-                rows_to_delete.extend(self._pages.scan(_VECTORS, f"document_id == {quote(document_id)}"))
+                found |= _by_id(
+                    search.find(
+                        f"document_id == {quote(document_id)}",
+                        lambda entry, wanted=document_id: entry.document_id == wanted,  # type: ignore[misc]
+                    )
+                )
             if chosen is not None:
-                rows_to_delete.extend(self._matching(chosen))
-            return self._delete_rows(rows_to_delete)
+                found |= _by_id(search.find(chosen.expression, chosen.keeps))
+            return self._delete(list(found.values()))
 
-    def delete_other_versions(self, file_path: str, document_id: str) -> int:
-        """Delete the pages of what a file held before: same `file_path`, another document id.
+    def delete_other_versions(self, versions: Mapping[str, Collection[str]]) -> int:
+        """Delete the pages of what files held before.
+
+        A page whose file has other places, too, stays there.
+
+        Args:
+            versions: By `file_path`, the ids of the documents that the file holds now: none if it is gone.
 
         Returns:
             How many pages were deleted.
         """
-        self._require_open()
-        expression = f'metadata["file_path"] == {quote(file_path)} and document_id != {quote(document_id)}'
-        with self._writing():
-            return self._delete_rows(self._pages.scan(_VECTORS, expression))
+        search = self._require_open().search
+        chosen = any_of("file_path", list(versions))
+        if chosen is None:
+            return 0
+
+        def current(entry: PageEntry) -> list[PageFile]:
+            return [
+                file
+                for file in files_of(entry.metadata)
+                if file.path is None or file.path not in versions or entry.document_id in versions[file.path]
+            ]
+
+        with search.changing():
+            found = search.find(chosen.expression, lambda entry: current(entry) != files_of(entry.metadata))
+            gone = [entry for entry in found if not current(entry)]
+            kept = {entry.page_id: current(entry) for entry in found if current(entry)}
+            self.update([with_files(page, kept[page.page_id]) for page in self.get(list(kept))])
+            return self._delete(gone)
 
     def clear(self) -> None:
-        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it again."""
-        with self._lock:
-            found = self._description(strict=False)
+        """Drop the collection: all its pages, and the fingerprint, so that any embedder can start it again.
+
+        Raises:
+            StoreError: If the collection is not one that this package made; it is left as it is.
+        """
+        with self._lock, collection_lock(self._key):
+            found = self._description()
+            self._forget()
+            self._fingerprint = None
+            drop_shared(self._key)
+            if found is None:
+                return
+            with self._connection.errors("clear"):
+                parts = parts_of(self._connection.client, self.collection_name, found)
             # The pages' collection goes first: what is left without it is not taken for a collection.
             self._pages.drop()
-            VectorTables(self._connection, self.collection_name, 0, "int8", sharded=True).drop()
-            MilvusTable(self._connection, candidates_collection(self.collection_name), "candidate_id").drop()
-            self._forget()
-            drop_shared((self.uri, self.collection_name))
-            if found is not None:
-                self._make_cache(found).clear()
+            for name in parts:
+                MilvusTable(self._connection, name, "").drop()
+            self._make_cache(found).clear()
+
+    def check(self) -> StoreCheck:
+        """Compare pages, vectors and what searches them, and repair what can be repaired.
+
+        Reads the names of all vectors, which takes Milvus Lite about a second for a thousand pages.
+        """
+        opened = self._require_open()
+        search, vectors = opened.search, opened.vectors
+        with search.changing():
+            unsearchable = search.check(_by_id(self._read_entries()))
+            entries = _by_id(search.find())
+            names = vectors.names(vectors.shards())
+            needed = {(entry.vectors.shard, entry.vectors.vector_id): entry for entry in entries.values()}
+            gone = [entry for (shard, name), entry in needed.items() if name not in names.get(shard, ())]
+            cached = opened.cache.get([entry.vectors.vector_id for entry in gone])
+            pages = {page.page_id: page for page in self.get([entry.page_id for entry in gone])}
+            again = [entry for entry in gone if entry.vectors.vector_id in cached and entry.page_id in pages]
+            for some in batches(again, _WRITE_PAGES):
+                kept = [cached[entry.vectors.vector_id] for entry in some]
+                self._add_encoded([pages[entry.page_id] for entry in some], kept)
+            orphans = [
+                StoredVectors(name, 0, shard)
+                for shard, there in names.items()
+                for name in there
+                if (shard, name) not in needed
+            ]
+            vectors.remove(orphans)
+            lost = sorted({entry.page_id for entry in gone} - {entry.page_id for entry in again})
+            return StoreCheck(len(entries), len(again), lost, len(orphans), unsearchable)
 
     # ---- reading
 
     def count(self, filters: MetadataFilters | None = None) -> int:
         """Return how many pages are stored, or match filters."""
-        self._require_open()
+        search = self._require_open().search
         chosen = page_filter(filters)
-        return self._pages.count() if chosen is None else len(self._matching(chosen))
+        return self._pages.count() if chosen is None else len(search.find(chosen.expression, chosen.keeps))
 
     def documents(self) -> list[StoredDocument]:
-        """List the documents, by file name."""
+        """List the documents, by file name; of a document in several files, the first one's."""
         self._require_open()
         pages: dict[tuple[str, str], int] = {}
         for row in self._pages.scan(["document_id", "file_name"]):
@@ -327,16 +415,26 @@ class MilvusPageStore:
             pages[key] = pages.get(key, 0) + 1
         return [StoredDocument(document_id, name, count) for (name, document_id), count in sorted(pages.items())]
 
+    def file_paths(self) -> set[str]:
+        """Return the `file_path` of every file that a stored page is in."""
+        search = self._require_open().search
+        return {file.path for entry in search.find() for file in files_of(entry.metadata) if file.path}
+
     def states(self, page_ids: Sequence[str]) -> dict[str, StoredState]:
-        """Return what is kept of these pages, by hash; pages that are not stored are absent."""
-        self._require_open()
-        rows = self._pages.read(page_ids, ["page_id", "content_hash", "revision"])
-        return {row["page_id"]: StoredState(row["content_hash"], row["revision"]) for row in rows}
+        """Return what is kept of these pages, by hash; pages that are not stored, or lost their vectors, are absent."""
+        search = self._require_open().search
+        entries = search.entries(page_ids)
+        lost = search.lost(entries.values())
+        return {
+            page_id: StoredState(entry.content_hash, entry.revision, tuple(files_of(entry.metadata)))
+            for page_id, entry in entries.items()
+            if page_id not in lost
+        }
 
     def get(self, page_ids: Sequence[str]) -> list[Page]:
         """Return pages in the order of their ids; ids that are not stored are left out."""
         self._require_open()
-        pages = {row["page_id"]: page_from_row(row) for row in self._pages.read(page_ids, _PAGE)}
+        pages = {row["page_id"]: self._page(row) for row in self._pages.read(page_ids, _PAGE)}
         return [pages[page_id] for page_id in page_ids if page_id in pages]
 
     def candidates(
@@ -359,6 +457,7 @@ class MilvusPageStore:
 
         Raises:
             DimensionMismatchError: If the query's dim is not the collection's, or it has no rows.
+            QueryError: If the query's vectors are not finite.
             InvalidOptionError: If `candidate_k` is below 1, or a filter's value does not go with its operator.
         """
         opened = self._require_open()
@@ -368,14 +467,9 @@ class MilvusPageStore:
             raise DimensionMismatchError(
                 f"Collection {self.collection_name!r} holds {dim}-dim vectors, and the query has shape {query.shape}."
             )
-        chosen = page_filter(filters)
-        if opened.shared is None:
-            return self._read_vectors(self._hit_pages(opened, query, candidate_k, chosen, exact))
-        local = self._local_pages(opened.shared)
-        allowed = None if chosen is None else [row["page_id"] for row in self._matching(chosen)]
-        if exact:
-            return local.read(None if allowed is None else sorted(allowed), opened.vectors.read)
-        return local.candidates(query, candidate_k, allowed, opened.vectors.read)
+        if not np.isfinite(query).all():
+            raise QueryError("The query's vectors are not finite: the embedder failed.")
+        return opened.search.candidates(query, candidate_k, page_filter(filters), exact)
 
     # ---- the same, for the event loop
 
@@ -390,6 +484,8 @@ class MilvusPageStore:
     acount = in_thread(count)
     adocuments = in_thread(documents)
     astates = in_thread(states)
+    afile_paths = in_thread(file_paths)
+    acheck = in_thread(check)
     aget = in_thread(get)
 
     async def acandidates(
@@ -402,110 +498,94 @@ class MilvusPageStore:
         """Do `candidates` without blocking the event loop, and read them all."""
         return await asyncio.to_thread(lambda: list(self.candidates(query, candidate_k, filters, exact)))
 
-    # ---- inside: writing
+    # ---- inside: pages
+
+    def _check_fits(self, page: Page) -> None:
+        """Refuse what a server's fields do not hold, before anything is written; Milvus Lite's have no limits."""
+        if self.is_local:
+            return
+        for name, value, most in (
+            ("page_id", page.page_id, 512),
+            ("document_id", page.document_id, 512),
+            ("file_name", page.file_name, 1024),
+            ("metadata", json.dumps(filterable(page), ensure_ascii=False), 65_000),
+        ):
+            size = len(value.encode("utf-8", "surrogatepass"))
+            if size > most:
+                raise InvalidOptionError(
+                    f"The {name} of {str(page)[:200]} takes {size} bytes, and a Milvus server holds {most}; nothing "
+                    "was stored. Shorten it, or leave it out."
+                )
 
     def _add_batch(self, pages: Sequence[Page], vectors: Sequence[MultiVector]) -> None:
-        opened = self._require_open()
-        encoded = [encode_vectors(multi_vector, opened.description.vector_dtype) for multi_vector in vectors]
+        dtype = self._require_open().description.vector_dtype
         grids = [getattr(multi_vector, "patch_grid", None) for multi_vector in vectors]
-        data = [some.to_bytes() for some in encoded]
-        hashes = [vectors_hash(some) for some in data]
-        ids = [vector_id(page.page_id, some) for page, some in zip(pages, hashes, strict=True)]
+        encoded = [encode_vectors(multi_vector, dtype) for multi_vector in vectors]
+        self._add_encoded(pages, [CachedVectors(*both) for both in zip(encoded, grids, strict=True)], vectors)
+
+    def _add_encoded(
+        self, pages: Sequence[Page], encoded: Sequence[CachedVectors], vectors: Sequence[MultiVector] | None = None
+    ) -> None:
+        """Store pages; their vectors may be given as they came, before they were encoded."""
+        opened = self._require_open()
+        search = opened.search
+        if vectors is None:
+            vectors = [some.encoded.decode() for some in encoded]
+        pages = [with_relative_image(page, self.image_dir) for page in pages]
+        data = [some.encoded.to_bytes() for some in encoded]
+        ids = [vector_id(page.page_id, vectors_hash(some)) for page, some in zip(pages, data, strict=True)]
         vector_rows = [
-            vectors_row(page.page_id, name, some, grid)
-            for page, name, some, grid in zip(pages, ids, data, grids, strict=True)
+            vectors_row(page.page_id, name, some, kept.patch_grid)
+            for page, name, some, kept in zip(pages, ids, data, encoded, strict=True)
         ]
-        with self._writing():
-            local = None if opened.shared is None else self._local_pages(opened.shared)
-            before = [StoredVectors.of(row) for row in self._pages.read([page.page_id for page in pages], _VECTORS)]
+        with search.changing():
+            before = list(search.entries([page.page_id for page in pages]).values())
             # The order is what makes a page whole: its row, the last to be written, is what makes it stored.
             shard = opened.vectors.write(vector_rows, [4 * len(some) // 3 for some in data])
-            page_rows = [
-                page_row(page, some_hash, len(multi_vector), shard, multi_vector.mean(axis=0).tolist())
-                for page, some_hash, multi_vector in zip(pages, hashes, vectors, strict=True)
+            new = [
+                NewPage(page, _entry(page, StoredVectors(name, len(multi_vector), shard)), multi_vector, kept)
+                for page, name, multi_vector, kept in zip(pages, ids, vectors, encoded, strict=True)
             ]
-            if opened.candidates is not None:
-                opened.candidates.write(list(zip(pages, ids, vectors, strict=True)))
-            self._pages.upsert(page_rows, [_row_bytes(row) for row in page_rows])
-            if local is not None:
-                stored = {
-                    page.page_id: (StoredVectors(name, len(some.values), shard), CachedVectors(some, grid))
-                    for page, name, some, grid in zip(pages, ids, encoded, grids, strict=True)
-                }
-                local.put(stored, opened.vectors.read)
+            search.write(new)
+            rows = [page_row(one.page, one.entry, one.vectors.mean(axis=0).tolist()) for one in new]
+            self._pages.upsert(rows, [_row_bytes(row) for row in rows])
+            search.written(new, before)
             # The same vectors written again may be in another collection than before: only there they are outdated.
-            opened.vectors.remove([stored for stored in before if stored.vector_id not in ids or stored.shard != shard])
-            if opened.candidates is not None:
-                opened.candidates.remove([stored for stored in before if stored.vector_id not in ids])
+            kept_ids = set(ids)
+            opened.vectors.remove(
+                [
+                    entry.vectors
+                    for entry in before
+                    if entry.vectors.vector_id not in kept_ids or entry.vectors.shard != shard
+                ]
+            )
 
-    def _delete_rows(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        opened = self._require_open()
-        deleted = {row["page_id"]: StoredVectors.of(row) for row in rows}
-        if deleted:
+    def _delete(self, entries: Sequence[PageEntry]) -> int:
+        if entries:
+            opened = self._require_open()
             # Pages first: without its row, a page is gone, whatever happens next.
-            self._pages.remove(list(deleted))
-            if opened.shared is not None:
-                opened.shared.pages.remove(deleted)
-            opened.vectors.remove(deleted.values())
-            if opened.candidates is not None:
-                opened.candidates.remove(deleted.values())
-        return len(deleted)
+            self._pages.remove([entry.page_id for entry in entries])
+            opened.search.remove(entries)
+            opened.vectors.remove([entry.vectors for entry in entries])
+        return len(entries)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Keep other threads from changing a Milvus Lite collection at the same time, from Milvus to what is local."""
-        shared = self._require_open().shared
-        if shared is None:
-            yield
-            return
-        with shared.pages.writing:
-            try:
-                yield
-            except BaseException:
-                shared.pages.is_loaded = False  # Milvus may have got further than what is known here
-                raise
+    def _read_entries(self) -> list[PageEntry]:
+        return [PageEntry.of(row) for row in self._pages.scan(ENTRY_FIELDS)]
 
-    # ---- inside: reading
-
-    def _matching(self, chosen: PageFilter) -> list[dict[str, Any]]:
-        rows = self._pages.scan([*_VECTORS, "metadata"], chosen.expression)
-        return [row for row in rows if chosen.matches(row["metadata"])]
-
-    def _hit_pages(
-        self, opened: _Opened, query: MultiVector, candidate_k: int, chosen: PageFilter | None, exact: bool
-    ) -> list[dict[str, Any]]:
-        """Return the rows of a server's candidates: all pages if they are few, or those whose vectors Milvus finds."""
-        expression = "" if chosen is None else chosen.expression
-        fields = [*_VECTORS, "metadata"] if chosen is not None else list(_VECTORS)
-        if exact or opened.candidates is None or self._pages.count(expression) <= max(_EXACT_PAGES, candidate_k):
-            return self._pages.scan(fields) if chosen is None else self._matching(chosen)
-        hits = min(2 * candidate_k, MAX_HITS)
-        while True:
-            rows: list[dict[str, Any]] = []
-            for page_ids in batches(opened.candidates.best(query, hits, expression), candidate_k):
-                some = {row["page_id"]: row for row in self._pages.read(page_ids, fields, rows=candidate_k)}
-                rows += [some[page_id] for page_id in page_ids if page_id in some]
-                if chosen is not None:
-                    rows = [row for row in rows if chosen.matches(row["metadata"])]
-                if len(rows) >= candidate_k:
-                    return rows[:candidate_k]
-            if hits == MAX_HITS:
-                # Too many hits were of pages that do not match, or of the same few pages.
-                return self._pages.scan(fields) if chosen is None else self._matching(chosen)
-            hits = min(4 * hits, MAX_HITS)
-
-    def _read_vectors(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Candidate]:
-        """Return the vectors of pages, from the cache or Milvus."""
-        opened = self._require_open()
-        pages = {row["page_id"]: StoredVectors.of(row) for row in rows}
-        page_ids = {stored.vector_id: page_id for page_id, stored in pages.items()}
-        read = opened.cache.read({stored.vector_id: stored for stored in pages.values()}, opened.vectors.read)
-        return (Candidate(page_ids[name], *vectors) for name, vectors in read)
+    def _page(self, row: Mapping[str, Any]) -> Page:
+        page = page_from_row(dict(row))
+        if page.image_path is None:
+            return page
+        return replace(page, image_path=locate_image(page.image_path, self.image_dir))
 
     # ---- inside: the collection
 
-    def _description(self, *, strict: bool = True) -> CollectionDescription | None:
-        """Return what the collection says of itself; None if there is no such collection, or, not strictly, of ours."""
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self.uri, self.collection_name
+
+    def _description(self) -> CollectionDescription | None:
+        """Return what the collection says of itself; None if there is no such collection."""
         # Asking Milvus Lite would create the database, and a mistyped path should leave nothing behind.
         if not self._connection.is_open and self.is_local and not Path(self.uri).exists():
             return None
@@ -513,12 +593,37 @@ class MilvusPageStore:
             return None
         with self._connection.errors("open"):
             found = read_description(self._connection.client, self.collection_name)
-        if found is None and strict:
+            part = read_part(self._connection.client, self.collection_name) if found is None else None
+        if found is None:
+            whose = f"is part of collection {part.collection_name!r}" if part else "was not made by this package"
             raise StoreError(
-                f"Collection {self.collection_name!r} in {self.uri} was not made by this package; choose another "
-                "collection_name."
+                f"Collection {self.collection_name!r} in {self.uri} {whose}; choose another collection_name."
             )
         return found
+
+    def _create(
+        self, fingerprint: EmbedderFingerprint, candidate_vectors: CandidateVectors | None
+    ) -> CollectionDescription:
+        """Create the collection, or, where others do so at the same time, return theirs."""
+        if self._ann_index is not None and self._ann_index.native:
+            version = "Milvus Lite" if self._is_lite() else str(self._connection.client.get_server_version())
+            numbers = re.search(r"(\d+)\.(\d+)\.(\d+)", version)
+            if self._is_lite() or (numbers and tuple(map(int, numbers.groups())) < (2, 6, 4)):
+                raise InvalidOptionError(
+                    f"AnnIndex(native=True) needs a Milvus server from 2.6.4 on, and {self.uri} is {version}, which "
+                    "has no arrays of vectors: leave native out."
+                )
+        in_milvus = not self.is_local or self._candidate_vectors is not None or self._ann_index is not None
+        made = CollectionDescription(
+            fingerprint,
+            self._vector_dtype or "int8",
+            (self._candidate_vectors or candidate_vectors or _CANDIDATE_VECTORS) if in_milvus else None,
+            (self._ann_index or AnnIndex()) if in_milvus else None,
+        )
+        with self._connection.errors("create"):
+            check_names(self._connection.client, self.collection_name, made)
+            create_pages(self._connection.client, self.collection_name, made)
+        return self._require_description()
 
     def _require_description(self) -> CollectionDescription:
         found = self._description()
@@ -533,7 +638,7 @@ class MilvusPageStore:
         """Refuse a collection that was made by another embedder, or otherwise than asked for."""
         where = f"Collection {self.collection_name!r} in {self.uri}"
         again = "or index again with overwrite=True"
-        if found.schema != SCHEMA_VERSION:
+        if found.schema not in READ_VERSIONS:
             raise FingerprintMismatchError(
                 f"{where} has schema {found.schema}, this version reads {SCHEMA_VERSION}: use that version, {again}."
             )
@@ -553,59 +658,73 @@ class MilvusPageStore:
                 )
 
     def _use(self, description: CollectionDescription) -> _Opened:
-        candidates = None
-        if description.ann_index is not None and description.candidate_vectors is not None:
-            # What searching takes is the reader's to say, and not the collection's.
-            ann_index = self._ann_index or description.ann_index
-            name = candidates_collection(self.collection_name)
-            candidates = MilvusCandidates(self._connection, name, description.candidate_vectors, ann_index)
-        cache, shared = self._make_cache(description), None
+        """Open a collection that there is, for the embedder that the store was opened for, or whichever made it."""
+        self._check(description, self._fingerprint or description.embedder)
+        self._forget()
+        with self._connection.errors("open"):
+            complete_collections(self._connection.client, self.collection_name, description, self._is_lite())
+        cache = self._make_cache(description)
         for folder in self._cache_dir.glob(f"{self.collection_name}-*"):
             if folder != cache.folder:  # of a collection of this name that was cleared, maybe by another process
                 shutil.rmtree(folder, ignore_errors=True)
-        if self.is_local and candidates is None:
-            shared = open_shared(
-                (self.uri, self.collection_name), id(self), lambda: self._make_shared(description, LocalPages(cache))
+        if description.ann_index is None or description.candidate_vectors is None:
+            use = SharedUse(self._key, self, description.generation, lambda: self._make_shared(description, cache))
+            shared = use.collection
+            self._opened = _Opened(description, cache, shared.vectors, shared.search, use)
+        else:
+            vectors = VectorTables(self._connection, self.collection_name, description, sharded=False)
+            way = NativeSearch if description.ann_index.native else MilvusSearch
+            search = way(
+                self._connection,
+                self._pages,
+                vectors,
+                cache,
+                candidates_collection(self.collection_name),
+                description.candidate_vectors,
+                # What searching takes is the reader's to say, and not the collection's.
+                self._ann_index or description.ann_index,
             )
-        dim, dtype = description.embedder.dim, description.vector_dtype
-        vectors = VectorTables(self._connection, self.collection_name, dim, dtype, sharded=False)
-        self._opened = _Opened(description, cache, vectors if shared is None else shared.vectors, candidates, shared)
+            self._opened = _Opened(description, cache, vectors, search, None)
+        self._fingerprint = description.embedder
         return self._opened
 
-    def _make_shared(self, description: CollectionDescription, pages: LocalPages) -> SharedCollection:
+    def _make_shared(self, description: CollectionDescription, cache: VectorCache) -> SharedCollection:
         connection = MilvusConnection(self.uri, None, self.collection_name)
-        dim, dtype = description.embedder.dim, description.vector_dtype
-        return SharedCollection(
-            pages, VectorTables(connection, self.collection_name, dim, dtype, sharded=True), connection
-        )
+        vectors = VectorTables(connection, self.collection_name, description, sharded=True)
+        pages = MilvusTable(connection, self.collection_name, "page_id")
+        return SharedCollection(description.generation, LiteSearch(connection, pages, vectors, cache), vectors)
+
+    def _is_current(self, opened: _Opened) -> bool:
+        """Whether the collection is still the one that was opened, and was not made anew since, by anybody."""
+        if opened.use is not None:
+            return opened.use.is_current  # a file is one process's
+        if not self._pages.exists():
+            return False
+        with self._connection.errors("open"):
+            found = read_description(self._connection.client, self.collection_name)
+        return found is not None and found.generation == opened.description.generation
 
     def _require_open(self) -> _Opened:
-        """Return what is open, opening an existing collection for whichever embedder made it."""
-        with self._lock:
-            shared = self._opened.shared if self._opened is not None else None
-            if shared is not None and not is_shared((self.uri, self.collection_name), shared):
-                self._forget()  # another store has cleared it
-            if self._opened is None:
-                found = self._require_description()
-                self._check(found, found.embedder)
-                return self._use(found)
-            return self._opened
+        """Return what is open, or open what there is.
 
-    def _local_pages(self, shared: SharedCollection) -> LocalPages:
-        """Return what is known of a Milvus Lite collection, once it is."""
-        if not shared.pages.is_loaded:
-            with shared.pages.writing:
-                if not shared.pages.is_loaded:  # still
-                    stored = {row["page_id"]: StoredVectors.of(row) for row in self._pages.scan(_VECTORS)}
-                    shared.pages.load(stored, shared.vectors.read)
-        return shared.pages
+        Raises:
+            FingerprintMismatchError: If another embedder than the store was opened for has made the collection anew.
+        """
+        opened = self._opened
+        if opened is not None and self._is_current(opened):
+            return opened
+        with self._lock:
+            if self._opened is None or self._opened is opened:
+                self._forget()
+                return self._use(self._require_description())
+            return self._opened
 
     def _forget(self) -> None:
         """Undo `_use`."""
         self._pages.forget()
-        if self._opened is not None and self._opened.shared is not None:
-            close_shared((self.uri, self.collection_name), self._opened.shared, id(self))
-        self._opened = None
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.use is not None:
+            opened.use.end()
 
     def _make_cache(self, description: CollectionDescription) -> VectorCache:
         folder = self._cache_dir / f"{self.collection_name}-{description.generation}"
@@ -626,13 +745,13 @@ class MilvusPageStore:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A collection in use: `candidates` finds candidates in Milvus, `shared` in this process."""
+    """A collection in use."""
 
     description: CollectionDescription
     cache: VectorCache
     vectors: VectorTables
-    candidates: MilvusCandidates | None
-    shared: SharedCollection | None
+    search: CandidateSearch
+    use: SharedUse | None
 
 
 _PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
@@ -647,3 +766,11 @@ def _as_array(vectors: MultiVector, page: Page) -> MultiVector:
 
 def _row_bytes(row: Mapping[str, Any]) -> int:
     return sum(map(len, row["node"])) + len(row["text"]) + 4 * len(row["mean_vector"]) + 4096
+
+
+def _entry(page: Page, stored: StoredVectors) -> PageEntry:
+    return PageEntry(page.page_id, page.document_id, page.content_hash, page.revision, stored, filterable(page))
+
+
+def _by_id(entries: Sequence[PageEntry]) -> dict[str, PageEntry]:
+    return {entry.page_id: entry for entry in entries}

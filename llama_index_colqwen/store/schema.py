@@ -8,6 +8,9 @@ Every limit of 65,535 bytes a field is met by chunking. Knows nothing of connect
   collections follow, numbered; the page's row says which.
 - `<collection>_candidates`, where Milvus itself searches: a row a candidate vector.
 
+Every collection says in its properties and description that this package made it, and the last two also of which
+collection they are part. What does not say so is not touched.
+
 Vectors are named by page and by what they are, so that a changed page's new vectors lie beside the old ones until the
 page's row points to them: readers never see a mix.
 """
@@ -18,12 +21,14 @@ import base64
 import hashlib
 import json
 import re
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from llama_index_colqwen.errors import StoreError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PatchGrid, VectorDtype
 from llama_index_colqwen.pages import Page
@@ -32,19 +37,27 @@ if TYPE_CHECKING:
     from pymilvus import CollectionSchema, MilvusClient
 
 __all__ = [
+    "ENTRY_FIELDS",
     "AnnIndex",
     "CandidateVectors",
     "CollectionDescription",
+    "PageEntry",
+    "PartOf",
+    "StoredVectors",
     "candidate_id",
     "candidate_rows",
     "candidates_collection",
-    "create_collections",
+    "check_names",
+    "complete_collections",
+    "create_pages",
     "create_vectors",
     "filterable",
     "page_from_row",
     "page_of_candidate",
     "page_row",
+    "parts_of",
     "read_description",
+    "read_part",
     "vector_id",
     "vectors_collection",
     "vectors_from_row",
@@ -52,14 +65,29 @@ __all__ = [
     "vectors_row",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+"""Of new collections."""
+
+_UNMARKED = 3
+"""The version before, which is read and written as it is: its parts do not say of what they are part."""
+
+READ_VERSIONS = (_UNMARKED, SCHEMA_VERSION)
+"""The versions that this one reads and writes."""
 
 CandidateVectors: TypeAlias = int | Literal["all"]
 
+_MAKING_SECONDS = 10.0
 _PROPERTY = "colqwen.collection"
+_PART_PROPERTY = "colqwen.part_of"
+UNLOADING = "_unloading"
+"""Ends the name of a collection of vectors for a moment, while Milvus Lite is made to forget it."""
 _MAX_VARCHAR = 65_535
 CHUNK_CHARACTERS = 65_532
 """The largest multiple of 4 (whole base64 groups) within Milvus's VARCHAR limit of 65,535 bytes."""
+MAX_NATIVE_VECTORS = 4096
+"""How many vectors of a page a Milvus server holds in an array: pages with more are pooled to as many."""
+NATIVE_FIELD = "vectors[vector]"
+"""How that array is named in an index or a search."""
 _MAX_CHUNKS = 256  # 16 MB of base64: 90,000 int8 vectors of dim 128 a page
 
 
@@ -71,11 +99,14 @@ class AnnIndex:
         index_type: Such as "HNSW", "IVF_FLAT" or "FLAT".
         params: What the index is built with: for HNSW, `M` links a vector and `efConstruction` vectors looked at.
         search_params: What it is searched with, such as `ef`; by default as many as are asked for.
+        native: Whether Milvus itself scores pages by MaxSim: a page is a row with an array of vectors, and one search
+            returns pages. For servers from 2.6.4 on; it has not been run against one.
     """
 
     index_type: str = "HNSW"
     params: Mapping[str, Any] = field(default_factory=lambda: {"M": 16, "efConstruction": 200})
     search_params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,10 +143,74 @@ class CollectionDescription:
         """
         fields = json.loads(text)
         embedder = EmbedderFingerprint.from_json(fields.pop("embedder"))
-        if fields["schema"] != SCHEMA_VERSION:
+        if fields["schema"] not in READ_VERSIONS:
             return cls(embedder, fields["vector_dtype"], schema=fields["schema"])
         ann_index = fields.pop("ann_index")
         return cls(embedder, ann_index=None if ann_index is None else AnnIndex(**ann_index), **fields)
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """What a part says of itself.
+
+    Attributes:
+        collection_name: Of which collection it is part.
+        generation: Of which making of it; None if it was made before parts said so.
+    """
+
+    collection_name: str
+    generation: str | None = None
+
+    def to_json(self) -> str:
+        """Write as JSON; equal parts are written alike, so that servers take a second creation for the first."""
+        return json.dumps({"part_of": self.collection_name, "generation": self.generation}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """A page's vectors in Milvus: their name, how many they are, and which collection has them."""
+
+    vector_id: str
+    num_vectors: int
+    shard: int = 0
+
+
+ENTRY_FIELDS = (
+    "page_id",
+    "document_id",
+    "content_hash",
+    "revision",
+    "vectors_hash",
+    "num_vectors",
+    "shard",
+    "metadata",
+)
+"""What `PageEntry.of` reads of a row."""
+
+
+@dataclass(frozen=True)
+class PageEntry:
+    """What is known of a stored page without its text: enough to find it, filter it, and know whether it changed."""
+
+    page_id: str
+    document_id: str
+    content_hash: str
+    revision: str
+    vectors: StoredVectors
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> PageEntry:
+        """Read from a page's row."""
+        stored = StoredVectors(vector_id(row["page_id"], row["vectors_hash"]), row["num_vectors"], row["shard"])
+        return cls(
+            row["page_id"], row["document_id"], row["content_hash"], row["revision"], stored, row["metadata"] or {}
+        )
+
+    @property
+    def vectors_hash(self) -> str:
+        """What `vectors_hash` said of its vectors."""
+        return self.vectors.vector_id.rpartition(":")[2]
 
 
 def vectors_collection(collection_name: str) -> str:
@@ -128,10 +223,79 @@ def candidates_collection(collection_name: str) -> str:
     return f"{collection_name}_candidates"
 
 
-def create_collections(
-    client: MilvusClient, collection_name: str, description: CollectionDescription, lite: bool
-) -> None:
-    """Create the collections; the pages' comes last, so that its presence means that all are there."""
+# ---- collections: whose they are
+
+
+def read_description(client: MilvusClient, collection_name: str) -> CollectionDescription | None:
+    """Return what the collection says of itself; None if it is no collection of pages that this package made."""
+    try:
+        return CollectionDescription.from_json(_said(client.describe_collection(collection_name), _PROPERTY))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_part(client: MilvusClient, name: str) -> PartOf | None:
+    """Return of what a collection is part; None if it is no part that this package made."""
+    described = client.describe_collection(name)
+    try:
+        said = json.loads(_said(described, _PART_PROPERTY))
+        return PartOf(said["part_of"], said["generation"])
+    except (KeyError, TypeError, ValueError):
+        pass
+    fields = {known["name"] for known in described["fields"]}
+    named = re.fullmatch(rf"(.+)_(?:vectors(?:_\d+)?(?:{UNLOADING})?|candidates)", name)
+    return PartOf(named[1]) if named and fields in _UNMARKED_FIELDS else None
+
+
+def _said(described: Mapping[str, Any], name: str) -> str:
+    # Milvus Lite keeps properties and forgets descriptions; servers have kept descriptions longer than properties.
+    return str(described.get("properties", {}).get(name) or described.get("description") or "{}")
+
+
+_UNMARKED_FIELDS = (
+    {"vector_id", "page_id", "chunks", "patch_grid", "unused"},
+    {"candidate_id", "page_id", "document_id", "sequence_id", "metadata", "vector"},
+)
+"""By these, the parts of a collection of the version before are known."""
+
+
+def parts_of(client: MilvusClient, collection_name: str, description: CollectionDescription) -> list[str]:
+    """Name the parts that there are of a collection, as it was made this time."""
+    pattern = rf"{collection_name}_(vectors(_\d+)?|candidates)"
+    names = [name for name in client.list_collections() if re.fullmatch(pattern, name)]
+    return sorted(name for name in names if _belongs(read_part(client, name), collection_name, description))
+
+
+def _belongs(part: PartOf | None, collection_name: str, description: CollectionDescription) -> bool:
+    generations = {description.generation} | ({None} if description.schema == _UNMARKED else set())
+    return part is not None and part.collection_name == collection_name and part.generation in generations
+
+
+def check_names(client: MilvusClient, collection_name: str, description: CollectionDescription) -> list[str]:
+    """Return which parts are there, of any making of the collection.
+
+    Raises:
+        StoreError: If a name that a part needs is taken by a collection that is not part of this one.
+    """
+    there = [name for name in _makers(collection_name, description, lite=True) if client.has_collection(name)]
+    for name in there:
+        found = read_part(client, name)
+        if found is None or found.collection_name != collection_name:
+            raise StoreError(
+                f"Collection {collection_name!r} needs a collection {name!r} for its vectors, and there is one that is "
+                "not part of it; nothing was changed. Choose another collection_name, or rename that collection."
+            )
+    return there
+
+
+# ---- collections: making them
+
+
+def create_pages(client: MilvusClient, collection_name: str, description: CollectionDescription) -> None:
+    """Create the collection of pages; where others do at the same time, one of them does.
+
+    Its description has the generation, so that no two are equal, and Milvus refuses the second: read which it is.
+    """
     from pymilvus import DataType
 
     text = description.to_json()
@@ -149,64 +313,102 @@ def create_collections(
     pages.add_field("metadata", DataType.JSON)
     _add_chunks(pages, "node")
     pages.add_field("mean_vector", DataType.FLOAT_VECTOR, dim=description.embedder.dim)
+    _create(client, collection_name, pages, properties={_PROPERTY: text})
 
-    for name in client.list_collections():
-        if name == candidates_collection(collection_name) or re.fullmatch(
-            rf"{vectors_collection(collection_name)}(_\d+)?", name
-        ):
+
+def complete_collections(
+    client: MilvusClient, collection_name: str, description: CollectionDescription, lite: bool
+) -> bool:
+    """Make what a collection of pages lacks: parts and indexes, whoever made it, or died while making it.
+
+    Safe to be done by several at a time, and quick where there is nothing to make.
+
+    Returns:
+        Whether anything was made.
+
+    Raises:
+        StoreError: If a name that a part needs is taken by a collection that is not part of this one.
+    """
+    made = []
+    for name in check_names(client, collection_name, description):
+        if not _belongs(read_part(client, name), collection_name, description):  # of an earlier making, left behind
             client.drop_collection(name)
-    made = [vectors_collection(collection_name)]
-    create_vectors(client, made[0])
+    if not _has_index(client, collection_name):
+        _index(client, collection_name, "mean_vector")
+        made.append(collection_name)
+    for name, make in _makers(collection_name, description, lite).items():
+        if not client.has_collection(name) or not _has_index(client, name):
+            make(client, name)
+            made.append(name)
+    if made:
+        # All at once: a server takes two and a half seconds for one or for three, nearly all of them waiting.
+        with ThreadPoolExecutor(len(made)) as pool:
+            list(pool.map(client.load_collection, made))
+    return bool(made)
+
+
+def _makers(
+    collection_name: str, description: CollectionDescription, lite: bool
+) -> dict[str, Callable[[MilvusClient, str], None]]:
+    """Return what makes each part that a collection begins with, by name."""
+    part = PartOf(collection_name, description.generation)
+    makers: dict[str, Callable[[MilvusClient, str], None]] = {
+        vectors_collection(collection_name): lambda client, name: create_vectors(client, name, part)
+    }
     if description.ann_index is not None:
-        made.append(candidates_collection(collection_name))
-        _create_candidates(client, collection_name, description, lite)
-    _create(client, collection_name, pages, "mean_vector", properties={_PROPERTY: text})
-    made.append(collection_name)
-    # All at once: a server takes two and a half seconds for one or for three, nearly all of them waiting.
-    with ThreadPoolExecutor(len(made)) as pool:
-        list(pool.map(client.load_collection, made))
+        makers[candidates_collection(collection_name)] = lambda client, name: _create_candidates(
+            client, name, part, description, lite
+        )
+    return makers
 
 
-def create_vectors(client: MilvusClient, name: str) -> None:
+def create_vectors(client: MilvusClient, name: str, part: PartOf) -> None:
     """Create a collection for exact multi-vectors; whoever reads it loads it."""
     from pymilvus import DataType
 
-    vectors = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    vectors = client.create_schema(auto_id=False, enable_dynamic_field=False, description=part.to_json())
     vectors.add_field("vector_id", DataType.VARCHAR, is_primary=True, max_length=640)
     vectors.add_field("page_id", DataType.VARCHAR, max_length=512)
     _add_chunks(vectors, "chunks")
     vectors.add_field("patch_grid", DataType.ARRAY, element_type=DataType.INT64, max_capacity=3)
     # Milvus demands a vector field in every collection; this one is never searched.
     vectors.add_field("unused", DataType.FLOAT_VECTOR, dim=2)
-    _create(client, name, vectors, "unused")
+    _create(client, name, vectors, properties={_PART_PROPERTY: part.to_json()})
+    _index(client, name, "unused")
 
 
 def _create_candidates(
-    client: MilvusClient, collection_name: str, description: CollectionDescription, lite: bool
+    client: MilvusClient, name: str, part: PartOf, description: CollectionDescription, lite: bool
 ) -> None:
     from pymilvus import DataType
 
-    candidates = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    candidates = client.create_schema(auto_id=False, enable_dynamic_field=False, description=part.to_json())
     candidates.add_field("candidate_id", DataType.VARCHAR, is_primary=True, max_length=672)
     candidates.add_field("page_id", DataType.VARCHAR, max_length=512)
     candidates.add_field("document_id", DataType.VARCHAR, max_length=512)
     candidates.add_field("sequence_id", DataType.INT64)
     candidates.add_field("metadata", DataType.JSON)
-    candidates.add_field("vector", DataType.FLOAT_VECTOR, dim=description.embedder.dim)
+    dim = description.embedder.dim
+    if description.ann_index is not None and description.ann_index.native:
+        vectors = client.create_struct_field_schema()
+        vectors.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+        candidates.add_field(
+            "vectors",
+            DataType.ARRAY,
+            element_type=DataType.STRUCT,
+            struct_schema=vectors,
+            max_capacity=MAX_NATIVE_VECTORS,
+        )
+    else:
+        candidates.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    _create(client, name, candidates, properties={_PART_PROPERTY: part.to_json()})
     # Servers choose the index that they have for texts; Milvus Lite has one and wants it named.
-    page_index = "INVERTED" if lite else ""
-    _create(client, candidates_collection(collection_name), candidates, "vector", description.ann_index, page_index)
+    native = description.ann_index is not None and description.ann_index.native
+    field_name, metric = (NATIVE_FIELD, "MAX_SIM_IP") if native else ("vector", "IP")
+    _index(client, name, field_name, description.ann_index, "INVERTED" if lite else "", metric)
 
 
-def read_description(client: MilvusClient, collection_name: str) -> CollectionDescription | None:
-    """Return what the collection says of itself; None if this package did not make it."""
-    described = client.describe_collection(collection_name)
-    # Milvus Lite keeps properties and forgets descriptions; servers have kept descriptions longer than properties.
-    text = described.get("properties", {}).get(_PROPERTY) or described.get("description") or "{}"
-    try:
-        return CollectionDescription.from_json(text)
-    except (KeyError, TypeError, ValueError):
-        return None
+# ---- rows
 
 
 def split_chunks(data: bytes) -> list[str]:
@@ -272,7 +474,7 @@ def filterable(page: Page) -> dict[str, Any]:
     return {**columns, **{name: value for name, value in page.metadata.items() if name != "word_boxes"}}
 
 
-def page_row(page: Page, vectors_hash: str, num_vectors: int, shard: int, mean_vector: list[float]) -> dict[str, Any]:
+def page_row(page: Page, entry: PageEntry, mean_vector: list[float]) -> dict[str, Any]:
     """Write a page as a row."""
     node = json.dumps(page.node, ensure_ascii=False, sort_keys=True)
     return {
@@ -282,12 +484,12 @@ def page_row(page: Page, vectors_hash: str, num_vectors: int, shard: int, mean_v
         "page_number": page.page_number,
         # For whoever looks into the collection; a longer text is whole in `node`.
         "text": page.text.encode("utf-8", "replace")[:_MAX_VARCHAR].decode("utf-8", "ignore"),
-        "content_hash": page.content_hash,
-        "revision": page.revision,
-        "vectors_hash": vectors_hash,
-        "num_vectors": num_vectors,
-        "shard": shard,
-        "metadata": filterable(page),
+        "content_hash": entry.content_hash,
+        "revision": entry.revision,
+        "vectors_hash": entry.vectors_hash,
+        "num_vectors": entry.vectors.num_vectors,
+        "shard": entry.vectors.shard,
+        "metadata": entry.metadata,
         "node": split_chunks(node.encode("utf-8", "surrogatepass")),
         "mean_vector": mean_vector,
     }
@@ -316,21 +518,44 @@ def _add_chunks(schema: CollectionSchema, name: str) -> None:
     )
 
 
-def _create(
+def _create(client: MilvusClient, name: str, schema: CollectionSchema, properties: dict[str, str]) -> None:
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        client.create_collection(name, schema=schema, consistency_level="Strong", properties=properties)
+    except MilvusException as error:
+        # Another process has made it at the same moment, or, in Milvus Lite, is about to have made it.
+        deadline = time.monotonic() + _MAKING_SECONDS
+        while not client.has_collection(name):
+            if "exist" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _has_index(client: MilvusClient, name: str) -> bool:
+    return bool(client.list_indexes(name))
+
+
+def _index(
     client: MilvusClient,
     name: str,
-    schema: CollectionSchema,
     vector_field: str,
     ann_index: AnnIndex | None = None,
     page_index: str | None = None,
-    properties: dict[str, str] | None = None,
+    metric: str = "IP",
 ) -> None:
+    from pymilvus.exceptions import MilvusException
+
     indexes = client.prepare_index_params()
     ann = ann_index or AnnIndex("FLAT", {})
-    indexes.add_index(vector_field, index_type=ann.index_type, metric_type="IP", params=dict(ann.params))
+    indexes.add_index(vector_field, index_type=ann.index_type, metric_type=metric, params=dict(ann.params))
     if page_index is not None:
         indexes.add_index("page_id", index_type=page_index)
-    client.create_collection(name, schema=schema, consistency_level="Strong", properties=properties)
-    # An index of no rows is there at once. Given to `create_collection`, it would be waited for all the same, half a
-    # second at a time; loading fails without it, and returns when the collection can be read.
-    client.create_index(name, indexes, sync=False)
+    try:
+        # An index of no rows is there at once. Given to `create_collection`, it would be waited for all the same, half
+        # a second at a time; loading fails without it, and returns when the collection can be read.
+        client.create_index(name, indexes, sync=False)
+    except MilvusException:
+        if not _has_index(client, name):
+            raise
+        # Another process has made it at the same moment.

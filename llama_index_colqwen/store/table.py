@@ -5,11 +5,11 @@ Servers take messages of 64 MB, give 16,384 rows a query, and fields of 65,535 b
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.store.connection import MilvusConnection, is_one_of, quote
 
 __all__ = ["MESSAGE_BYTES", "MilvusTable", "Row", "batches"]
@@ -42,7 +42,7 @@ class MilvusTable:
         """See the class; nothing is opened yet."""
         self.name = name
         self._connection, self._key = connection, key
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._loaded = False
 
     def exists(self) -> bool:
@@ -56,6 +56,11 @@ class MilvusTable:
             if self._connection.client.has_collection(self.name):
                 self._connection.client.drop_collection(self.name)
         self.forget()
+
+    def flush(self) -> None:
+        """Write what is in Milvus's memory to its files."""
+        with self._connection.errors("close"):
+            self._connection.client.flush(self.name)
 
     def forget(self) -> None:
         """Load it again at the next reading."""
@@ -99,19 +104,38 @@ class MilvusTable:
         """Return how many rows there are, or are kept by an expression."""
         return int(self._query(expression, ["count(*)"])[0]["count(*)"])
 
-    def search(self, vectors: Sequence[Sequence[float]], limit: int, expression: str, params: Row) -> list[list[Row]]:
-        """Return, for each vector, the rows of highest inner product, best first: `{key, "distance"}`."""
+    def search(
+        self,
+        queries: Sequence[Any],
+        limit: int,
+        expression: str,
+        params: Row,
+        *,
+        field: str | None = None,
+        metric: str = "IP",
+    ) -> list[list[Row]]:
+        """Return, for each query, the rows of highest score, best first: `{key, "distance"}`.
+
+        Args:
+            queries: Vectors, or what else the field's metric compares.
+            limit: How many rows a query.
+            expression: What rows must match.
+            params: Of the index.
+            field: Where there are several fields with an index.
+            metric: The index's.
+        """
         self._load()
         found: list[list[Row]] = []
         with self._connection.errors("search"):
             # A server answers with 16,384 rows a vector and 64 MB at most; 150 bytes a row.
-            for some in batches(vectors, max(MESSAGE_BYTES // (limit * 150), 1)):
+            for some in batches(queries, max(MESSAGE_BYTES // (limit * 150), 1)):
                 hits = self._connection.client.search(
                     self.name,
                     data=list(some),
                     limit=limit,
                     filter=expression,
-                    search_params={"metric_type": "IP", "params": params},
+                    search_params={"metric_type": metric, "params": params},
+                    anns_field=field,
                     consistency_level=self._consistency(),
                 )
                 # Milvus Lite and servers disagree on what the key is called in a hit; pymilvus knows.

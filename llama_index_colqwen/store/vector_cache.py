@@ -15,7 +15,6 @@ import logging
 import mmap
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from llama_index_colqwen.concurrency import gather
+from llama_index_colqwen.concurrency import Lock, gather
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, PatchGrid, VectorDtype, bytes_a_vector
 
 __all__ = ["CachedVectors", "VectorCache"]
@@ -77,7 +76,7 @@ class VectorCache:
         self._row_bytes = bytes_a_vector(dim, dtype)
         self._max_bytes = max_bytes
         self._segment_bytes = min(_SEGMENT_BYTES, max_bytes // 4) if max_bytes else _SEGMENT_BYTES
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._places: dict[bytes, _Place] = {}
         self._read: dict[int, int] = {}  # segment -> bytes of its index that are known
         self._maps: dict[int, mmap.mmap] = {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from llama_index_colqwen.cli import app
+from llama_index_colqwen import MilvusPageStore
+from llama_index_colqwen.cli import app, main
 from tests.documents import write_text_pdf
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,34 @@ def test_indexing_again_changes_nothing_and_a_new_version_replaces_the_old(tmp_p
     write_text_pdf(pdf, "turbidity of the harbour")
     assert "1 pages in" in (output := run("index", pdf, "--uri", db).output)
     assert "1 added, 0 updated, 0 unchanged, 2 removed" in output
+
+
+@pytest.mark.slow
+def test_prune_removes_files_that_are_gone_and_check_repairs(tmp_path: Path) -> None:
+    db = tmp_path / "x.db"
+    (tmp_path / "in").mkdir()
+    for name in ("kept", "gone"):
+        write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report", "second page")
+    assert "4 added" in run("index", tmp_path / "in", "--uri", db).output
+    (tmp_path / "in" / "gone.pdf").unlink()
+    assert "0 removed" in run("index", tmp_path / "in", "--uri", db).output
+    assert "2 removed" in run("index", tmp_path / "in", "--uri", db, "--prune").output
+    assert "Checked 2 pages: nothing was wrong." in run("info", "--uri", db, "--check").output
+    with MilvusPageStore(db) as store:
+        opened = store._require_open()
+        first, second = opened.search.find()
+        opened.vectors.remove([first.vectors, second.vectors])
+    shutil.rmtree(tmp_path / "x.cache")
+    assert "2 pages had lost their vectors and were embedded again" in run("info", "--uri", db, "--check").output
+    assert "kept.pdf" in run("search", "kept report", "--uri", db).output
+    with MilvusPageStore(db) as store:
+        opened = store._require_open()
+        opened.vectors.remove([entry.vectors for entry in opened.search.find()])
+    shutil.rmtree(tmp_path / "x.cache")
+    shutil.rmtree(tmp_path / "x.images")
+    result = run("info", "--uri", db, "--check")
+    assert result.exit_code == 1
+    assert "2 pages lack their vectors and their images (page 1 of kept.pdf, page 2 of kept.pdf)" in result.output
 
 
 @pytest.mark.parametrize(
@@ -206,3 +236,15 @@ def test_every_command_is_in_the_readme() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"colqwen {command.callback.__name__}" in readme
+
+
+def test_names_that_are_not_utf_8_are_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = {name: io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for name in ("stdout", "stderr")}
+    for name, opened in strict.items():
+        monkeypatch.setattr(sys, name, opened)
+    monkeypatch.setattr(sys, "argv", ["colqwen", "info", "--uri", "\udce9/x.db"])
+    with pytest.raises(SystemExit):
+        main()
+    assert {opened.errors for opened in strict.values()} == {"backslashreplace"}
+    strict["stderr"].flush()
+    assert b"\\udce9" in strict["stderr"].buffer.getvalue()

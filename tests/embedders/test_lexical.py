@@ -11,6 +11,7 @@ from llama_index_colqwen import InvalidOptionError, LexicalEmbedder, MultiVector
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from tests.fakes import make_page
+from tests.forks import in_fork, needs_fork
 
 
 def best(query: str, texts: list[str], language: str = "en") -> int:
@@ -168,6 +169,14 @@ def test_threads_get_the_vectors_that_one_thread_gets() -> None:
         for vectors in pool.map(embedder.embed_pages, [pages] * 8):
             for one, other in zip(vectors, expected, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@needs_fork
+def test_fork_gets_the_vectors_that_the_parent_gets() -> None:
+    embedder = LexicalEmbedder()
+    (expected,) = embedder.embed_queries(["cleaned harbours"])
+    (found,) = in_fork(lambda: embedder.embed_queries(["cleaned harbours"]))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_embedders_are_resolved_by_name_and_unknown_names_are_refused() -> None:

@@ -28,6 +28,7 @@ from llama_index_colqwen import (
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from tests.fakes import make_page
+from tests.forks import in_fork, needs_fork
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +248,16 @@ def test_threads_get_the_vectors_that_one_thread_gets(embedder: SentenceTransfor
         for found in pool.map(embedder.embed_queries, [QUERIES] * 8):
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@needs_fork
+def test_fork_computes_the_same_with_an_embedder_that_was_used_before(
+    embedder: SentenceTransformersEmbedder, pages: list[Page]
+) -> None:
+    expected = [*embedder.embed_queries(QUERIES), *embedder.embed_pages(pages)]
+    found = in_fork(lambda: [*embedder.embed_queries(QUERIES), *embedder.embed_pages(pages)])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_pooling_keeps_one_vector_of_so_many_and_leaves_queries_alone(models: Path, pages: list[Page]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from llama_index_colqwen import MissingDependencyError, MissingTextWarning, PDFPageReader, word_boxes
 from llama_index_colqwen.reading import ocr
 from tests.documents import Sheet, Text, draw_scan, walk, write_pdf, write_scan, write_text_pdf
+from tests.forks import in_fork, needs_fork
 
 needs_ocr = pytest.mark.skipif(not ocr.is_available(), reason="the [ocr] extra is not installed")
 
@@ -161,3 +162,12 @@ def test_few_words_of_a_text_layer_are_kept_where_ocr_is_missing(tmp_path: Path)
 def test_always_without_the_extra_is_a_missing_dependency_that_says_how_to_install_it() -> None:
     with pytest.raises(MissingDependencyError, match=r"pip install 'llama-index-colqwen\[ocr\]'"):
         PDFPageReader(ocr="always")
+
+
+@pytest.mark.slow
+@needs_ocr
+@needs_fork
+def test_fork_reads_scans_after_the_parent_did(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.pdf", SCAN)
+    assert [document.text.split() for document in read(scan)] == [WORDS]
+    assert in_fork(lambda: [document.text.split() for document in read(scan)]) == [WORDS]

@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,8 +33,10 @@ from llama_index_colqwen import (
     UnsupportedDocumentError,
     word_boxes,
 )
+from llama_index_colqwen.nodes import page_from_node
 from llama_index_colqwen.reading.reader import Source
 from tests.documents import Sheet, encode, quadrants, walk, write_pdf, write_raw_pdf, write_text_pdf
+from tests.forks import in_fork, needs_fork
 
 ROOT = Path(__file__).parents[2]
 METADATA_KEYS = {
@@ -533,3 +537,123 @@ def test_script_without_a_main_guard_can_use_worker_processes(tmp_path: Path) ->
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120
     )
     assert (run.stdout, run.stderr) == ("11\n", "")
+
+
+# ---- names that are not UTF-8
+
+
+needs_any_bytes = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are UTF-8 there")
+
+
+def write_unreadable_name(folder: Path) -> Path:
+    path = folder / os.fsdecode(b"r\xe9sum\xe9.pdf")
+    write_text_pdf(folder / "a.pdf", "turbine")
+    write_text_pdf(folder / "m.pdf", "penguin").rename(path)
+    write_text_pdf(folder / "z.pdf", "glacier")
+    return path
+
+
+@needs_any_bytes
+@pytest.mark.parametrize("way", ["folder", "list", "path", "text", "fs"])
+def test_name_that_is_not_utf_8_is_read_and_written_as_utf_8(tmp_path: Path, way: str) -> None:
+    path = write_unreadable_name(tmp_path)
+    options: dict[str, Any] = {"fs": fsspec.filesystem("file")} if way == "fs" else {}
+    sources: dict[str, Source | Sequence[Source]] = {"list": [path], "path": path, "text": str(path)}
+    source = sources.get(way, tmp_path)
+    documents = reader(image_dir=tmp_path / "images").load_data(source, **options)
+    assert "r\ufffdsum\ufffd.pdf" in [document.metadata["file_name"] for document in documents]
+    assert len(documents) == (3 if source is tmp_path else 1)
+    for document in documents:
+        json.dumps(document.to_dict(), ensure_ascii=False).encode()
+        assert Path(page_from_node(document).image_path or "").is_file()
+
+
+@needs_any_bytes
+def test_names_that_look_the_same_keep_paths_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate((b"\xe8.pdf", b"\xe9.pdf")):
+        write_text_pdf(tmp_path / os.fsdecode(name), f"page {number}")
+    documents = reader().load_data(tmp_path)
+    assert [document.metadata["file_name"] for document in documents] == ["\ufffd.pdf"] * 2
+    assert [Path(document.metadata["file_path"]).name for document in documents] == ["\\udce8.pdf", "\\udce9.pdf"]
+
+
+@needs_any_bytes
+def test_errors_over_a_name_that_is_not_utf_8_can_be_printed(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xe9.pdf")
+    with pytest.raises(DocumentNotFoundError, match="\ufffd.pdf: there is no such") as missing:
+        reader().load_data(path)
+    path.write_bytes(b"%PDF-1.7 broken")
+    with pytest.raises(UnreadableDocumentError, match="^\ufffd.pdf: the PDF is") as broken:
+        reader().load_data(path)
+    with pytest.warns(SkippedDocumentWarning, match="\ufffd.pdf"):
+        assert reader(on_error="skip").load_data(path) == []
+    for raised in (missing, broken):
+        str(raised.value).encode()
+
+
+@needs_any_bytes
+def test_image_dir_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "turbine")
+    with pytest.raises(InvalidOptionError, match=r"image_dir is a folder .* got .*\\udce9\. Choose"):
+        reader(image_dir=tmp_path / os.fsdecode(b"\xe9")).load_data(tmp_path / "a.pdf")
+
+
+@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="poppler is not installed")
+@needs_any_bytes
+def test_poppler_reads_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    pytest.importorskip("pdf2image")
+    assert len(reader(renderer="poppler").load_data(write_unreadable_name(tmp_path))) == 1
+
+
+# ---- the home folder
+
+
+def test_tilde_is_the_home_folder_in_sources_and_image_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_text_pdf(tmp_path / "a.pdf", "turbine")
+    for image_dir in ("~/pages", Path("~/pages"), "~/pages/"):
+        (document,) = reader(image_dir=image_dir).load_data("~/")
+        assert Path(page_from_node(document).image_path or "").is_relative_to(tmp_path / "pages")
+    changed = reader()
+    changed.image_dir = "~/others"
+    assert changed.image_dir == str(tmp_path / "others")
+
+
+def test_home_of_nobody_is_no_such_file() -> None:
+    with pytest.raises(DocumentNotFoundError, match="~nobody-of-that-name/a.pdf: there is no such file"):
+        reader().load_data("~nobody-of-that-name/a.pdf")
+
+
+# ---- forks
+
+
+@needs_fork
+def test_fork_reads_while_threads_of_the_parent_read(tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "turbine", "penguin")
+    quadrants().save(tmp_path / "b.png")
+    expected = ids(reader().load_data(tmp_path))
+    stopped = threading.Event()
+
+    def read() -> None:
+        while not stopped.is_set():
+            reader().load_data(tmp_path)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            assert in_fork(lambda: ids(reader().load_data(tmp_path))) == expected
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@needs_fork
+def test_fork_has_worker_processes_of_its_own(tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "turbine", "penguin")
+    expected = ids(reader(num_workers=2).load_data(tmp_path))
+    assert in_fork(lambda: ids(reader(num_workers=2).load_data(tmp_path))) == expected

@@ -15,6 +15,7 @@ from llama_index.core.vector_stores import FilterOperator, MetadataFilter, Metad
 
 from llama_index_colqwen import EmbedderFingerprint, InvalidOptionError, MilvusPageStore, MultiVector
 from llama_index_colqwen.late_interaction.maxsim import maxsim, rank
+from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.table import MilvusTable
 from tests.fakes import make_page
 from tests.late_interaction.test_centroids import DIM, topical_pages
@@ -84,6 +85,12 @@ def reads_of_vectors(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(MilvusTable, "_load", noting)
     return read
+
+
+def local_search(store: MilvusPageStore) -> LiteSearch:
+    search = store._require_open().search
+    assert isinstance(search, LiteSearch)
+    return search
 
 
 def reopened(store: MilvusPageStore) -> MilvusPageStore:
@@ -184,7 +191,7 @@ def test_vectors_of_deleted_and_changed_pages_are_given_back(store: MilvusPageSt
         tables = opened._require_open().vectors
         return sum(tables._table(shard).count() for shard in tables._shards())
 
-    assert len(store._require_open().vectors._shards()) == 5
+    assert len(store._require_open().vectors.shards()) == 5
     store.delete(page_ids=[page_id(number) for number in range(0, 50)])
     fill(store, range(50, 60), version="new ")
     with reopened(store) as again:
@@ -215,9 +222,8 @@ def test_centroids_are_trained_anew_as_the_collection_grows(tmp_path: Path, monk
         growing.open(FINGERPRINT)
         for start in range(0, 200, 20):
             fill(growing, range(start, start + 20))
-            shared = growing._require_open().shared
-            assert shared is not None
-            sizes.append(0 if shared.pages._lists is None else len(shared.pages._lists.centroids))
+            lists = local_search(growing)._lists
+            sizes.append(0 if lists is None else len(lists.centroids))
             assert best(growing, PAGES[start][:6], 1, candidate_k=10) == [page_id(start)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) >= 3
@@ -258,12 +264,11 @@ def test_searching_goes_on_while_pages_are_written_and_centroids_trained(store: 
 def test_searching_does_not_wait_for_whoever_writes(store: MilvusPageStore) -> None:
     """As while centroids are trained, which takes seconds."""
     assert best(store, PAGES[3][:6], 1) == [page_id(3)]
-    shared = store._require_open().shared
-    assert shared is not None
+    search = local_search(store)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with shared.pages.writing:
+        with search.changing():
             held.set()
             done.wait(60)
 

@@ -22,6 +22,7 @@ from llama_index_colqwen import (
     MultiVector,
 )
 from llama_index_colqwen.late_interaction.maxsim import rank
+from llama_index_colqwen.store.milvus_search import MilvusSearch
 from tests.fakes import make_page
 from tests.late_interaction.test_centroids import DIM, topical_pages
 from tests.store.test_lite_search import FINGERPRINT, page_id
@@ -31,7 +32,7 @@ PAGES = topical_pages(60)
 
 @pytest.fixture(autouse=True)
 def _small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_colqwen.store.page_store._EXACT_PAGES", 5)
+    monkeypatch.setattr("llama_index_colqwen.store.milvus_search._EXACT_PAGES", 5)
 
 
 def fill(store: MilvusPageStore, numbers: range) -> None:
@@ -62,10 +63,14 @@ def best(store: MilvusPageStore, query: MultiVector, top_k: int, **options: Any)
     return [page.page_id for page in rank(query, store.candidates(query, **options), top_k)]
 
 
+def milvus_search(store: MilvusPageStore) -> MilvusSearch:
+    search = store._require_open().search
+    assert isinstance(search, MilvusSearch)
+    return search
+
+
 def candidate_rows(store: MilvusPageStore) -> list[dict[str, Any]]:
-    candidates = store._require_open().candidates
-    assert candidates is not None
-    return candidates._table.scan(["page_id", "document_id", "sequence_id"])
+    return milvus_search(store)._table.scan(["page_id", "document_id", "sequence_id"])
 
 
 def test_pages_have_numbered_rows_of_their_candidate_vectors(store: MilvusPageStore) -> None:
@@ -105,9 +110,7 @@ def test_changed_metadata_can_be_filtered_by_at_once(store: MilvusPageStore) -> 
     marked = MetadataFilters(filters=[MetadataFilter(key="mark", value="here")])
     query = PAGES[23][:6]
     assert best(store, query, 5, filters=marked) == [page_id(23)]
-    candidates = store._require_open().candidates
-    assert candidates is not None
-    assert candidates.best(query, 20, 'metadata["mark"] == "here"') == [page_id(23)]
+    assert milvus_search(store).best(query, 20, 'metadata["mark"] == "here"') == [page_id(23)]
 
 
 def test_changed_and_deleted_pages_leave_no_candidates(store: MilvusPageStore) -> None:

@@ -151,7 +151,7 @@ def test_earlier_versions_of_a_file_are_deleted_and_only_those(store: MilvusPage
         make_page("else-p1", document_id="else", file_path="/files/b.pdf"),
         make_page("bare-p1", document_id="bare"),
     )
-    assert store.delete_other_versions(path, "new") == 1
+    assert store.delete_other_versions({path: {"new"}}) == 1
     assert [candidate.page_id for candidate in everything(store)] == ["bare-p1", "else-p1", "new-p1"]
 
 

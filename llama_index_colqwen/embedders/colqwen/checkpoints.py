@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.embedders.devices import is_out_of_memory, require_torch
 from llama_index_colqwen.embedders.hub import Checkpoint, locate, one_line
 from llama_index_colqwen.errors import (
@@ -242,7 +242,7 @@ def _require_weight_files(base: Checkpoint) -> None:
 
 
 # transformers registers key mappings and patches initialisation while it loads.
-_LOADING = threading.Lock()
+_LOADING = Lock()
 
 
 @contextmanager

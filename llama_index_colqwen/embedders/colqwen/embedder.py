@@ -15,13 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from llama_index_colqwen.concurrency import gather, look_ahead
+from llama_index_colqwen.concurrency import Lock, after_fork, gather, look_ahead
 from llama_index_colqwen.embedders.colqwen.checkpoints import import_colpali_engine, load_model
 from llama_index_colqwen.embedders.colqwen.preprocessing import (
     DEFAULT_VISUAL_TOKENS,
@@ -34,6 +33,8 @@ from llama_index_colqwen.embedders.colqwen.preprocessing import (
 from llama_index_colqwen.embedders.devices import (
     Dtype,
     Replica,
+    begin_after_fork,
+    check_process,
     choose_devices,
     choose_dtype,
     dtype_name,
@@ -68,7 +69,9 @@ class ColQwenEmbedder:
     LoRA adapters, from the hub (`HF_HUB_OFFLINE=1` for the local cache alone) or from a folder. Code of a checkpoint is
     never run, and only `.safetensors` are read. Weights that are missing or untrained are an error, never a warning.
 
-    Safe for many threads. Vectors do not depend on the batch or the other pages in it.
+    Safe for many threads. Vectors do not depend on the batch or the other pages in it. In a process that is forked off
+    (gunicorn's --preload, Celery, multiprocessing) a model on the CPU computes with one thread, and one on a GPU is an
+    error: load the embedder there, after the fork.
 
     Args:
         model_name: A hub id or a folder.
@@ -145,12 +148,26 @@ class ColQwenEmbedder:
         """The model, its weights, and the options that change vectors: neither device nor dtype nor batch size."""
         self._family = loaded.family
         self._processor = loaded.processor
-        self._processor_lock = threading.Lock()
-        self._workers_lock = threading.Lock()
+        self._special_tokens = _special_tokens(loaded.processor)
+        self._num_workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+        # Held at a fork: a tokenizer that was at work has locks of its own, which nobody would open in the child.
+        self._processor_lock = Lock(hold=True)
+        self._workers_lock = Lock()
+        self._process = os.getpid()
+        self._placed = place(loaded.model, self.devices, self.model_name)
+        self._begin()
+        after_fork(self._begin_after_fork)
+
+    def _begin(self) -> None:
+        self._started_workers: ThreadPoolExecutor | None = None
         self._of_thread = threading.local()
         self._replicas: queue.SimpleQueue[Replica] = queue.SimpleQueue()
-        for replica in place(loaded.model, self.devices, self.model_name):
+        for replica in self._placed:
             self._replicas.put(replica)
+
+    def _begin_after_fork(self) -> None:
+        self._begin()
+        begin_after_fork()
 
     @classmethod
     def from_fingerprint(cls, fingerprint: EmbedderFingerprint) -> ColQwenEmbedder:
@@ -181,7 +198,7 @@ class ColQwenEmbedder:
         Raises:
             UnreadableDocumentError: If a page's image is gone or cannot be decoded.
             DeviceMemoryError: If a single page does not fit the device.
-            ModelError: If the model computes vectors that are not finite.
+            ModelError: If the model computes vectors that are not finite, or is on a GPU and this process a fork.
         """
         # Pages of similar size together: the fewer tokens of padding, the less is computed for nothing.
         order = sorted(range(len(pages)), key=lambda position: image_area(pages[position]))
@@ -206,6 +223,7 @@ class ColQwenEmbedder:
         Returns:
             A future that raises UnreadableDocumentError if the image is gone or cannot be decoded.
         """
+        self._check_process()
         return self._workers.submit(self._prepare, page)
 
     def embed_prepared(self, prepared: Sequence[PreparedPage]) -> list[MultiVector]:
@@ -261,17 +279,14 @@ class ColQwenEmbedder:
         keys = [key for key, _ in batch]
         return list(zip(keys, prepared, self._forward_split(prepared), strict=True))
 
-    @cached_property
-    def _num_workers(self) -> int:
-        return min(_MAX_WORKERS, os.cpu_count() or 1)
-
     @property
     def _workers(self) -> ThreadPoolExecutor:
         with self._workers_lock:
+            if self._started_workers is None:
+                self._started_workers = self._start_workers()
             return self._started_workers
 
-    @cached_property
-    def _started_workers(self) -> ThreadPoolExecutor:
+    def _start_workers(self) -> ThreadPoolExecutor:
         """Start threads in which torch computes by itself: the parallelism is over pages."""
         import torch
 
@@ -317,7 +332,7 @@ class ColQwenEmbedder:
 
         Raises:
             QueryError: If a query is blank.
-            ModelError: If the model computes vectors that are not finite.
+            ModelError: If the model computes vectors that are not finite, or is on a GPU and this process a fork.
         """
         texts = []
         for query in queries:
@@ -351,12 +366,10 @@ class ColQwenEmbedder:
             query = query[: offsets[_MAX_QUERY_TOKENS - 1][1]]
         return query
 
-    @cached_property
-    def _special_tokens(self) -> list[str]:
-        tokens = {str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special}
-        return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
-
     # ---- the model
+
+    def _check_process(self) -> None:
+        check_process(self._process, self.devices, self.model_name)
 
     def _forward_split(self, prepared: Sequence[PreparedPage]) -> list[MultiVector]:
         """Run pages through the model, in as many parts as the device's memory asks for."""
@@ -391,6 +404,7 @@ class ColQwenEmbedder:
         """Run a batch, or pages yet to be batched, on a free device; strip padding, and normalise."""
         import torch
 
+        self._check_process()
         replica = self._replicas.get()
         try:
             with torch.inference_mode(), _current(replica.device):
@@ -415,6 +429,11 @@ class ColQwenEmbedder:
                 "dtype='float32', or 'bfloat16' on a GPU that computes in it."
             )
         return multi_vectors
+
+
+def _special_tokens(processor: Any) -> list[str]:  # noqa: ANN401 - an optional package's type
+    tokens = {str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
 
 
 def _current(device: str) -> AbstractContextManager[None]:

@@ -140,6 +140,10 @@ class EndpointClient:
             )
         return vectors
 
+    def forget_connections(self) -> None:
+        """Leave the connections to the process that this one was forked off, without a word to the service."""
+        self._client = None
+
     async def close(self) -> None:
         """Close the connections; a later request opens them again."""
         client, self._client = self._client, None
@@ -259,12 +263,12 @@ def _checked(url: str) -> str:
 
 def _unit_rows(vectors: MultiVector) -> MultiVector:
     """Make rows exactly unit, which float16 does not; rows of zeros, which some handlers pad with, are left out."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # 1e20 squared is no float32
     if norms.all():
         vectors /= norms
         return vectors
-    kept = vectors[norms[:, 0] > 0]
-    if not len(kept):
+    kept = norms[:, 0] > 0
+    if not kept.any():
         raise ValueError("all its rows are zero")
-    rows: MultiVector = np.asarray(kept / np.linalg.norm(kept, axis=1, keepdims=True))
+    rows: MultiVector = (np.asarray(vectors)[kept] / norms[kept]).astype(np.float32)
     return rows

@@ -211,13 +211,24 @@ def read_multi_vector(value: object) -> MultiVector:
         ValueError: If it is none.
     """
     if not isinstance(value, Mapping):
-        return _finite(np.asarray(value, dtype=np.float32))
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is the error
+            return _finite(np.asarray(value, dtype=np.float32))
     if value.get("dtype") != "float16":
         raise ValueError(f"dtype is float16; got {value.get('dtype')!r}")
     rows = np.frombuffer(base64.b64decode(value["data"]), "<f2").reshape(value["shape"])
     vectors = _finite(rows.astype(np.float32))
     grid = value.get("patch_grid")
-    return PageVectors(vectors, PatchGrid(**grid)) if grid else vectors
+    return PageVectors(vectors, _grid(grid, len(vectors))) if grid else vectors
+
+
+def _grid(value: Mapping[str, Any], rows: int) -> PatchGrid:
+    grid = PatchGrid(**value)
+    numbers = (grid.rows, grid.columns, grid.start)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"a patch grid has whole numbers; got {grid}")
+    if grid.start + grid.rows * grid.columns > rows:
+        raise ValueError(f"{grid} does not fit {rows} rows")
+    return grid
 
 
 def _finite(vectors: npt.NDArray[np.float32]) -> MultiVector:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import BackgroundLoop, gather, in_thread, look_ahead
+from llama_index_colqwen.concurrency import BackgroundLoop, after_fork, gather, in_thread, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
 from llama_index_colqwen.errors import (
     ColQwenError,
@@ -44,8 +44,9 @@ _REQUEST_BYTES = 4 * 2**20
 class EndpointEmbedder:
     """Embed pages and queries over HTTP, with the model of a `colqwen serve` or of an `EndpointHandler`.
 
-    Safe for many threads and event loops: all requests are made in one thread of the embedder's own. Requests are tried
-    again after connection errors and the answers 429, 502, 503 and 504, with growing pauses or as `Retry-After` says.
+    Safe for many threads and event loops: all requests are made in one thread of the embedder's own; processes that are
+    forked off make a thread and connections of theirs. Requests are tried again after connection errors and the answers
+    429, 502, 503 and 504, with growing pauses or as `Retry-After` says.
 
     Args:
         url: The service's address, such as "https://gpu.example.com".
@@ -87,6 +88,7 @@ class EndpointEmbedder:
         self.url, self.batch_size, self.concurrency = self._client.url, batch_size, concurrency
         self._slots: asyncio.Semaphore | None = None
         self._loop = BackgroundLoop()
+        after_fork(self._forget)
         try:
             fingerprint = fingerprint or self._loop.run(self._client.describe)
         except BaseException:
@@ -122,6 +124,7 @@ class EndpointEmbedder:
         Yields:
             Each page with its vectors, as `embed_pages` gives them, in order.
         """
+        process = os.getpid()
         under_way: list[Future[list[MultiVector]]] = []
 
         def submit(batch: list[Page]) -> tuple[list[Page], Future[list[MultiVector]]]:
@@ -135,8 +138,9 @@ class EndpointEmbedder:
                 yield from zip(batch, future.result(), strict=True)
                 under_way.remove(future)
         finally:
-            for future in under_way:
-                future.cancel()
+            if os.getpid() == process:  # a fork's copies of them belong to a loop that is not there
+                for future in under_way:
+                    future.cancel()
 
     # ---- queries
 
@@ -233,6 +237,10 @@ class EndpointEmbedder:
         if self._slots is None:
             self._slots = asyncio.Semaphore(self.concurrency)
         return self._slots
+
+    def _forget(self) -> None:
+        self._slots = None
+        self._client.forget_connections()
 
     async def _disconnect(self) -> None:
         self._slots = None

@@ -27,6 +27,7 @@ from PIL import Image
 from llama_index_colqwen import ColQwenError, InvalidOptionError, MissingDependencyError, MultiVector, Page
 from llama_index_colqwen.embedders.colqwen.checkpoints import FAMILIES, load_model
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
+from llama_index_colqwen.embedders.hub import locate
 from llama_index_colqwen.errors import IncompleteWeightsError, ModelError, ModelNotFoundError
 from tests.checkpoints import ARCHITECTURES, build_adapter, build_checkpoint
 from tests.fakes import make_page
@@ -957,3 +958,15 @@ def test_equal_arguments_build_equal_checkpoints(checkpoint: Checkpoint, tmp_pat
     assert (base / WEIGHTS).read_bytes() == (checkpoint() / WEIGHTS).read_bytes()
     adapter = build_adapter(base, tmp_path / "adapter")
     assert (adapter / ADAPTER).read_bytes() == (checkpoint(adapter=True) / ADAPTER).read_bytes()
+
+
+def test_tilde_is_the_home_folder_and_the_home_of_nobody_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    for name in ("~/models/tiny", "~/models/tiny/"):
+        assert locate(name).folder == (tmp_path / "models" / "tiny").resolve()
+    with pytest.raises(ModelNotFoundError, match="no folder '~nobody-of-that-name/tiny'"):
+        locate("~nobody-of-that-name/tiny")

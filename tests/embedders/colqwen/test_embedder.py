@@ -27,6 +27,7 @@ from llama_index_colqwen import (
     EmbedderFingerprint,
     FingerprintMismatchError,
     InvalidOptionError,
+    ModelError,
     MultiVector,
     MultiVectorEmbedder,
     Page,
@@ -43,6 +44,7 @@ from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from tests.checkpoints import ARCHITECTURES
 from tests.documents import encode, write_huge_png
 from tests.fakes import make_page
+from tests.forks import in_fork, needs_fork
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("colpali_engine")
@@ -874,6 +876,62 @@ def test_number_of_threads_chosen_after_loading_is_kept(qwen: ColQwenEmbedder) -
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+# ---- forks
+
+
+@needs_fork
+def test_fork_computes_the_same_with_an_embedder_that_was_used_before(
+    qwen: ColQwenEmbedder, alone: Callable[[str], list[MultiVector]]
+) -> None:
+    queries = ["who signed it?", "revenue"]
+    expected = qwen.embed_queries(queries)
+    qwen.embed_pages(all_sizes()[:2])
+    found, pages = in_fork(lambda: (qwen.embed_queries(queries), qwen.embed_pages(all_sizes())))
+    assert_same(found, expected)
+    assert_same(pages, alone("ColQwen2"))
+    assert_same(qwen.embed_queries(queries), expected)
+
+
+@needs_fork
+def test_fork_computes_while_threads_of_the_parent_have_the_model(qwen: ColQwenEmbedder) -> None:
+    stopped = threading.Event()
+
+    def embed() -> None:
+        while not stopped.is_set():
+            qwen.embed_queries(["who signed it?"])
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(embed) for _ in range(2)]
+        try:
+            replica = qwen._replicas.get()  # as if a thread had it for long
+            try:
+                for _ in range(3):
+                    assert in_fork(lambda: len(qwen.embed_queries(["revenue"]))) == 1
+            finally:
+                qwen._replicas.put(replica)
+        finally:
+            stopped.set()
+        for other in others:
+            other.result()
+
+
+@needs_fork
+def test_fork_of_a_process_with_a_model_on_a_gpu_says_where_to_load_it(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    embedder = ColQwenEmbedder(checkpoint("ColQwen2"), device="cpu")
+    embedder.devices = ["cuda:0"]  # by hand: tests have no GPU
+    page = page_of(noise((60, 60)))
+    for use in (
+        lambda: embedder.embed_queries(["x"]),
+        lambda: embedder.embed_pages([page]),
+        lambda: list(embedder.stream_pages([page])),
+        lambda: embedder.prepare_page(page).result(),
+    ):
+        with pytest.raises(ModelError, match="onto cuda:0 by process .* load the embedder in this process"):
+            in_fork(use)
 
 
 # ---- devices

@@ -5,6 +5,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ pytest.importorskip("fastapi", reason="the [server] extra is not installed")
 
 from llama_index_colqwen import (
     ColQwenEmbedder,
+    ColQwenError,
     ColQwenIndex,
     DimensionMismatchError,
     EmbedderFingerprint,
@@ -38,6 +40,7 @@ from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from llama_index_colqwen.nodes import page_from_node
 from llama_index_colqwen.serving.app import Batching
 from tests.bad_images import BAD_IMAGES
+from tests.forks import in_fork, needs_fork
 from tests.services import Answer, Json, answer_with, serve, wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +70,11 @@ def remote(url: str) -> Iterator[EndpointEmbedder]:
 @pytest.fixture(scope="module")
 def pages() -> list[Page]:
     return [page_from_node(document) for document in PDFPageReader().load_data(SAMPLE)]
+
+
+def float16(rows: list[list[float]]) -> dict[str, object]:
+    data = np.array(rows, "<f2")
+    return {"dtype": "float16", "shape": list(data.shape), "data": base64.b64encode(data.tobytes()).decode()}
 
 
 def near(some: Sequence[MultiVector], others: Sequence[MultiVector], tolerance: float = 1e-3) -> bool:
@@ -334,6 +342,14 @@ def test_a_hugging_face_endpoint_needs_a_fingerprint(
         ({"text": [[["a"]]]}, "no multi-vectors"),
         ({"text": [[[0.0, 0.0]]]}, "all its rows are zero"),
         ({"text": [[[float("nan"), 0.0]]]}, "finite"),
+        ({"text": [[[1e39, 0.0]]]}, "finite"),
+        ({"text": [float16([[np.inf, 0.0]])]}, "finite"),
+        ({"text": [float16([[0.0, 0.0]])]}, "all its rows are zero"),
+        ({"text": [{**float16([[1.0, 0.0]]), "dtype": "float32"}]}, "dtype is float16"),
+        ({"text": [{**float16([[1.0, 0.0]]), "shape": [2, 2]}]}, "no multi-vectors"),
+        ({"text": [{**float16([[1.0, 0.0]]), "data": "%"}]}, "no multi-vectors"),
+        ({"text": [{**float16([[1.0, 0.0]]), "patch_grid": {"rows": 2, "columns": 1}}]}, "does not fit 1 rows"),
+        ({"text": [{**float16([[1.0, 0.0]]), "patch_grid": {"rows": "1", "columns": 1}}]}, "whole numbers"),
         ({"text": []}, "0 multi-vectors for 1"),
         ([1, 2], r"\[1, 2\]"),
     ],
@@ -350,6 +366,16 @@ def test_rows_of_padding_are_left_out_and_rows_made_unit() -> None:
     with answer_with(lambda method, body: (200, {}, answer)) as url:
         with EndpointEmbedder(url, fingerprint=TWO_DIMS) as remote:
             assert remote.embed_queries(["a"])[0] == pytest.approx(np.array([[0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_rows_of_any_length_are_made_unit(scale: float) -> None:
+    answer = {"text": [[[3.0 * scale, 4.0 * scale]]]}
+    with answer_with(lambda method, body: (200, {}, answer)) as url:
+        with EndpointEmbedder(url, fingerprint=TWO_DIMS) as remote:
+            (vectors,) = remote.embed_queries(["a"])
+    assert vectors.dtype == np.float32
+    assert vectors == pytest.approx(np.array([[0.6, 0.8]]))
 
 
 # ---- trouble
@@ -488,3 +514,53 @@ def test_it_opens_again_after_closing(url: str) -> None:
     assert threading.active_count() == before - 1
     assert len(remote.embed_queries(QUERIES)) == 2
     remote.close()
+
+
+# ---- forks
+
+
+@needs_fork
+def test_fork_has_connections_of_its_own(remote: EndpointEmbedder, local: ColQwenEmbedder, pages: list[Page]) -> None:
+    expected = local.embed_queries(QUERIES)
+    assert near(remote.embed_queries(QUERIES), expected)
+    assert near(in_fork(lambda: remote.embed_queries(QUERIES)), expected)
+    assert near(in_fork(lambda: remote.embed_pages(pages[:1])), local.embed_pages(pages[:1]))
+    assert near(in_fork(lambda: asyncio.run(remote.aembed_queries(QUERIES))), expected)
+    assert near(remote.embed_queries(QUERIES), expected)
+
+
+@needs_fork
+def test_fork_asks_while_the_parent_waits_for_an_answer() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def answer(method: str, body: Json) -> Answer:
+        if body["text"] == ["slow"]:
+            asked.set()
+            go_on.wait()
+        return 200, {}, ROWS
+
+    with (
+        answer_with(answer) as url,
+        EndpointEmbedder(url, fingerprint=TWO_DIMS, concurrency=1) as remote,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(remote.embed_queries, ["slow"])
+        try:
+            asked.wait()
+            (vectors,) = in_fork(lambda: remote.embed_queries(["quick"]))
+            assert vectors.tolist() == [[1.0, 0.0]]
+            assert in_fork(lambda: remote.close()) is None
+        finally:
+            go_on.set()
+        assert len(waiting.result()) == 1
+
+
+@needs_fork
+def test_going_on_in_a_fork_with_what_the_parent_asked_for_is_an_error(
+    remote: EndpointEmbedder, pages: list[Page]
+) -> None:
+    stream = remote.stream_pages(pages[:3])
+    assert next(stream)[0] == pages[0]
+    with pytest.raises(ColQwenError, match="began in process"):
+        in_fork(lambda: len(list(stream)))
+    assert [page for page, _ in stream] == pages[1:3]
