@@ -135,10 +135,13 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def at_most(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill a process that is still at work when the time is over, so that nobody waits for it for ever."""
+    """Kill a process that is still at work when the time is over or the test failed, so that nobody waits for it."""
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:
         yield
+    except BaseException:
+        process.kill()
+        raise
     finally:
         timer.cancel()
