@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 
-__all__ = ["CentroidLists", "Centroids", "number_of_centroids"]
+__all__ = ["CentroidLists", "CentroidSnapshot", "Centroids", "number_of_centroids"]
 
 CentroidIds = npt.NDArray[np.uint16]
 
@@ -149,11 +149,13 @@ class CentroidLists:
         self._slot_of.pop(page_id, None)
 
     def best(self, query: MultiVector, top_k: int, allowed: Iterable[str] | None = None) -> list[str]:
-        """Return the pages that probably score highest, best first.
+        """Return the pages that probably score highest, best first; see `CentroidSnapshot.best`."""
+        return self.snapshot(allowed).best(query, top_k)
+
+    def snapshot(self, allowed: Iterable[str] | None = None) -> CentroidSnapshot:
+        """Return the lists as they are now, for any number of threads to search while these change.
 
         Args:
-            query: Float32, shape (num_query_tokens, dim).
-            top_k: How many; fewer if there are fewer.
             allowed: The only pages to look at; all by default. Pages that are not here are passed over.
         """
         self._index_pages()
@@ -163,29 +165,7 @@ class CentroidLists:
             if self._slots is None:
                 self._slots = np.fromiter(self._slot_of.values(), dtype=np.intp, count=len(self._slot_of))
             slots = self._slots
-        scores = self._scores(query)[slots]
-        if top_k < len(slots):
-            chosen = np.argpartition(-scores, top_k - 1)[:top_k]
-            slots, scores = slots[chosen], scores[chosen]
-        return [self._page_ids[slot] for slot in slots[np.argsort(-scores, kind="stable")]]
-
-    def _scores(self, query: MultiVector) -> npt.NDArray[np.float32]:
-        """Score all slots, shape (slots,); the sum over tokens of the best visited centroid that the page has."""
-        similarities = self.centroids.similarities(query)
-        visited = min(_VISITED, len(self.centroids) - 1)
-        nearest = np.argpartition(similarities, -visited - 1, axis=1)[:, -visited - 1 :]
-        # Worst first: a page near several of them is left with the best. The very worst is not visited but stands for
-        # all that are not: no page that was passed over has a nearer centroid.
-        order = np.argsort(np.take_along_axis(similarities, nearest, axis=1), axis=1)
-        nearest = np.take_along_axis(nearest, order, axis=1)
-        values = np.take_along_axis(similarities, nearest, axis=1)
-        best = np.repeat(values[:, :1], len(self._page_ids), axis=1)
-        for postings in (self._main, self._tail):
-            slots, lengths = postings.lists(nearest[:, 1:].ravel())
-            token = np.repeat(np.arange(len(query)), lengths.reshape(len(query), -1).sum(axis=1))
-            best.ravel()[token * best.shape[1] + slots] = np.repeat(values[:, 1:].ravel(), lengths)
-        scores: npt.NDArray[np.float32] = best.sum(axis=0)
-        return scores
+        return CentroidSnapshot(self.centroids, self._page_ids, len(self._page_ids), slots, (self._main, self._tail))
 
     def _index_pages(self) -> None:
         """Bring the postings up to date: new pages into the tail, which now and then becomes part of the rest."""
@@ -201,6 +181,49 @@ class CentroidLists:
         if size - self._main.end > _TAIL_PAGES + self._main.end // 8:
             self._main = _Postings.of(self._centroid_ids, 0, len(self.centroids))
         self._tail = _Postings.of(self._centroid_ids, self._main.end, len(self.centroids))
+
+
+@dataclass(frozen=True)
+class CentroidSnapshot:
+    """Lists of pages as they were at a moment; see `CentroidLists.snapshot`."""
+
+    _centroids: Centroids
+    _page_ids: list[str]  # of which later pages are no part
+    _size: int
+    _slots: npt.NDArray[np.intp]
+    _postings: tuple[_Postings, _Postings]
+
+    def best(self, query: MultiVector, top_k: int) -> list[str]:
+        """Return the pages that probably score highest, best first.
+
+        Args:
+            query: Float32, shape (num_query_tokens, dim).
+            top_k: How many; fewer if there are fewer.
+        """
+        slots = self._slots
+        scores = self._scores(query)[slots]
+        if top_k < len(slots):
+            chosen = np.argpartition(-scores, top_k - 1)[:top_k]
+            slots, scores = slots[chosen], scores[chosen]
+        return [self._page_ids[slot] for slot in slots[np.argsort(-scores, kind="stable")]]
+
+    def _scores(self, query: MultiVector) -> npt.NDArray[np.float32]:
+        """Score all slots, shape (slots,); the sum over tokens of the best visited centroid that the page has."""
+        similarities = self._centroids.similarities(query)
+        visited = min(_VISITED, len(self._centroids) - 1)
+        nearest = np.argpartition(similarities, -visited - 1, axis=1)[:, -visited - 1 :]
+        # Worst first: a page near several of them is left with the best. The very worst is not visited but stands for
+        # all that are not: no page that was passed over has a nearer centroid.
+        order = np.argsort(np.take_along_axis(similarities, nearest, axis=1), axis=1)
+        nearest = np.take_along_axis(nearest, order, axis=1)
+        values = np.take_along_axis(similarities, nearest, axis=1)
+        best = np.repeat(values[:, :1], self._size, axis=1)
+        for postings in self._postings:
+            slots, lengths = postings.lists(nearest[:, 1:].ravel())
+            token = np.repeat(np.arange(len(query)), lengths.reshape(len(query), -1).sum(axis=1))
+            best.ravel()[token * best.shape[1] + slots] = np.repeat(values[:, 1:].ravel(), lengths)
+        scores: npt.NDArray[np.float32] = best.sum(axis=0)
+        return scores
 
 
 @dataclass(frozen=True)

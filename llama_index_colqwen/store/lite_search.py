@@ -46,8 +46,11 @@ __all__ = ["LiteSearch"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# 200,000 vectors (230 ColQwen2 pages) are scored in 35 ms; a first stage would save little, and could lose something.
-_EXACT_VECTORS = 200_000
+# All pages are scored where that costs no more than as many vectors of 128 dims: 100 ColQwen2 pages, 20 to 30 ms. A
+# first stage would save little, and could lose something. What looking up a page costs is counted in vectors, too:
+# 5,000 pages of 30 vectors took half a second, nearly all of it for that.
+_EXACT_VECTORS = 100_000
+_PAGE_VECTORS = 150
 
 # Centroids are trained again when there are this many times the vectors that they were trained for.
 _GROWTH = 4
@@ -70,12 +73,14 @@ class LiteSearch:
         pages: The pages' rows.
         vectors: Their exact vectors.
         cache: Of these.
+        dim: Of the vectors.
     """
 
     def __init__(
-        self, connection: MilvusConnection, pages: MilvusTable, vectors: VectorTables, cache: VectorCache
+        self, connection: MilvusConnection, pages: MilvusTable, vectors: VectorTables, cache: VectorCache, dim: int
     ) -> None:
         """See the class; nothing is read yet."""
+        self._dim = dim
         self._connection, self._rows, self._vectors, self._cache = connection, pages, vectors, cache
         self._writing = Lock()  # held by whoever changes the collection, from Milvus to here
         self._reading = Lock()  # guards what follows, for moments
@@ -188,11 +193,15 @@ class LiteSearch:
             else:
                 page_ids = [page_id for page_id in allowed if page_id in self._pages]
                 vectors = sum(self._pages[page_id].vectors.num_vectors for page_id in page_ids)
-            if not exact and self._lists is not None and len(page_ids) > candidate_k and vectors > _EXACT_VECTORS:
-                page_ids = self._lists.best(query, candidate_k, None if allowed is None else page_ids)
-            else:
-                page_ids = sorted(page_ids)
-        return self._read(page_ids)
+            snapshot = None
+            is_many = len(page_ids) > candidate_k and self._cost(len(page_ids), vectors) > _EXACT_VECTORS
+            if is_many and not exact and self._lists is not None:
+                snapshot = self._lists.snapshot(None if allowed is None else page_ids)
+        return self._read(sorted(page_ids) if snapshot is None else snapshot.best(query, candidate_k))
+
+    def _cost(self, pages: int, vectors: int) -> float:
+        """Say what scoring them costs, in vectors of 128 dims."""
+        return vectors * self._dim / 128 + _PAGE_VECTORS * pages
 
     def _matching(self, chosen: PageFilter) -> list[str]:
         """Return the ids of the pages that match; kept, since retrievers ask with the same filters again and again."""
@@ -384,7 +393,7 @@ class LiteSearch:
 
     def _train_if_grown(self) -> None:
         vectors = self._num_vectors
-        if vectors <= max(_EXACT_VECTORS, _GROWTH * self._trained_for):
+        if self._cost(len(self._pages), vectors) <= _EXACT_VECTORS or vectors <= _GROWTH * self._trained_for:
             return
         number = number_of_centroids(vectors)
         _LOGGER.info("Training %d centroids for %d vectors.", number, vectors)

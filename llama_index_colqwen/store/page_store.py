@@ -446,7 +446,7 @@ class MilvusPageStore:
     ) -> Iterator[Candidate]:
         """Put forward the pages that may score highest, with their exact multi-vectors and patch grids.
 
-        Few pages are all put forward: 200,000 vectors with Milvus Lite (230 ColQwen2 pages), 256 pages on a server. Of
+        Few pages are all put forward: some 100 ColQwen2 pages with Milvus Lite, 256 pages on a server. Of
         more, those are that the first stage finds. Vectors are read from Milvus once and then from the local cache.
 
         Args:
@@ -692,7 +692,8 @@ class MilvusPageStore:
         connection = MilvusConnection(self.uri, None, self.collection_name)
         vectors = VectorTables(connection, self.collection_name, description, sharded=True)
         pages = MilvusTable(connection, self.collection_name, "page_id")
-        return SharedCollection(description.generation, LiteSearch(connection, pages, vectors, cache), vectors)
+        search = LiteSearch(connection, pages, vectors, cache, description.embedder.dim)
+        return SharedCollection(description.generation, search, vectors)
 
     def _is_current(self, opened: _Opened) -> bool:
         """Whether the collection is still the one that was opened, and was not made anew since, by anybody."""

@@ -32,7 +32,7 @@ ROUND_PAGES = 4
 WRITER = """
 import os, signal, sys
 from llama_index_colqwen.store import lite_search, vector_cache, vector_shards
-lite_search._EXACT_VECTORS, lite_search._SAVE_PAGES = 2000, 16
+lite_search._EXACT_VECTORS, lite_search._PAGE_VECTORS, lite_search._SAVE_PAGES = 250, 0, 16
 vector_shards._SHARD_PAGES, vector_cache._SEGMENT_BYTES = 25, 25_000
 from llama_index_colqwen import MilvusPageStore
 from tests.store.test_crash import write

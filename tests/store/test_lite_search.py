@@ -26,7 +26,8 @@ PAGES = topical_pages(200)
 
 def use_small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a first stage from fifty pages on, and a collection of vectors for every forty."""
-    monkeypatch.setattr("llama_index_colqwen.store.lite_search._EXACT_VECTORS", 3000)
+    monkeypatch.setattr("llama_index_colqwen.store.lite_search._EXACT_VECTORS", 3000 * DIM / 128)
+    monkeypatch.setattr("llama_index_colqwen.store.lite_search._PAGE_VECTORS", 0)
     monkeypatch.setattr("llama_index_colqwen.store.vector_shards._SHARD_PAGES", 40)
 
 
@@ -216,7 +217,7 @@ def test_collection_that_was_being_closed_when_the_process_died_is_found(store: 
 
 
 def test_centroids_are_trained_anew_as_the_collection_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_colqwen.store.lite_search._EXACT_VECTORS", 1500)
+    monkeypatch.setattr("llama_index_colqwen.store.lite_search._EXACT_VECTORS", 1500 * DIM / 128)
     sizes = []
     with MilvusPageStore(tmp_path / "grow.db") as growing:
         growing.open(FINGERPRINT)
