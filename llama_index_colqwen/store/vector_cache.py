@@ -37,8 +37,8 @@ __all__ = ["CachedVectors", "VectorCache"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# What is copied at a time is at most half a segment: 10 ms.
-_SEGMENT_BYTES = 16 << 20
+# What is copied at a time is at most half a segment: 30 ms. Each segment that is read takes a file descriptor.
+_SEGMENT_BYTES = 64 << 20
 _SEGMENT_FILE = re.compile(r"([0-9]{6,12})\.(?:index|vectors)")
 _READ_PAGES = 1024
 _RETRY_SECONDS = 60.0  # how long a disk that refused is left alone
@@ -98,7 +98,7 @@ class VectorCache:
         dim: Length of a vector.
         dtype: How vectors are encoded.
         max_bytes: When files take more than this, the oldest go. None for no bound but twice what is wanted (and half a
-            segment more, 8 MB, while files are rewritten); for a folder that no other process uses.
+            segment more, 32 MB, while files are rewritten); for a folder that no other process uses.
     """
 
     def __init__(self, folder: Path, dim: int, dtype: VectorDtype, max_bytes: int | None = None) -> None:
