@@ -114,6 +114,8 @@ class LiteSearch:
     def written(self, pages: Sequence[NewPage], before: Sequence[PageEntry]) -> None:
         """Take in pages that were stored."""
         with self._writing:
+            kept = {new.entry.vectors.vector_id for new in pages}
+            self._cache.remove(entry.vectors.vector_id for entry in before if entry.vectors.vector_id not in kept)
             for new in pages:
                 self._cache.put(new.entry.vectors.vector_id, *new.encoded)
             lists = self._lists
@@ -139,6 +141,7 @@ class LiteSearch:
 
     def remove(self, deleted: Sequence[PageEntry]) -> None:
         """Forget pages that were deleted."""
+        self._cache.remove(entry.vectors.vector_id for entry in deleted)
         with self._writing, self._reading:
             for entry in deleted:
                 if (stored := self._pages.pop(entry.page_id, None)) is not None:

@@ -1,11 +1,14 @@
 """Encoded multi-vectors <-> files on this machine, memory-mapped.
 
-Disposable: whatever is missing, truncated or corrupt is simply not there, and is read from Milvus again. Knows nothing
-of Milvus, or of which pages there are.
+Disposable: whatever is missing, truncated or corrupt is simply not there, and is read from Milvus again. Nothing that
+happens to the folder is an error to whoever reads or writes here; a warning tells, once. Knows nothing of Milvus, or of
+which pages there are.
 
 A folder of numbered segments. `000001.vectors` holds encoded multi-vectors end to end; `000001.index` a record of fixed
 size for each: what it is, where it lies, and checksums of both. Both are only ever appended to, each time by a single
-write, so that many processes can share a folder without locks. The oldest segment goes when there is no more room.
+write, so that many processes can share a folder without locks. A bounded cache drops its oldest segment when there is
+no more room. One without a bound is told what is no longer wanted, and copies what is wanted out of segments that hold
+little of it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import hashlib
 import logging
 import mmap
 import os
+import re
 import shutil
+import stat
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,8 +36,11 @@ __all__ = ["CachedVectors", "VectorCache"]
 
 _LOGGER = logging.getLogger(__name__)
 
-_SEGMENT_BYTES = 256 << 20
+# What is copied at a time is at most half a segment: 30 ms. Each segment that is read takes a file descriptor.
+_SEGMENT_BYTES = 64 << 20
+_SEGMENT_FILE = re.compile(r"([0-9]{6,12})\.(?:index|vectors)")
 _READ_PAGES = 1024
+_RETRY_SECONDS = 60.0  # how long a disk that refused is left alone
 
 _Wanted = TypeVar("_Wanted")
 
@@ -48,7 +57,7 @@ class CachedVectors(NamedTuple):
     patch_grid: PatchGrid | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Place:
     """Where a multi-vector lies."""
 
@@ -57,16 +66,38 @@ class _Place:
     vectors: int
     checksum: int
     grid: tuple[int, int, int]
+    is_wanted: bool = True
+    is_checked: bool = False
+
+
+class _State(NamedTuple):
+    """What tells whether a file was changed."""
+
+    inode: int
+    size: int
+    changed: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    """The files whose places are known, as they were then or as this process has changed them since."""
+
+    vectors: _State
+    index: _State
+    mapped: mmap.mmap | None = None
 
 
 class VectorCache:
     """Keep encoded multi-vectors by name, safe for many threads and processes.
 
+    A name should change with what it names: where files are damaged, older vectors of the same name can come back.
+
     Args:
         folder: Created when something is first put there.
         dim: Length of a vector.
         dtype: How vectors are encoded.
-        max_bytes: When files take more than this, the oldest go; None for no bound.
+        max_bytes: When files take more than this, the oldest go. None for no bound but twice what is wanted (and half a
+            segment more, 32 MB, while files are rewritten); for a folder that no other process uses.
     """
 
     def __init__(self, folder: Path, dim: int, dtype: VectorDtype, max_bytes: int | None = None) -> None:
@@ -75,34 +106,30 @@ class VectorCache:
         self._dim, self._dtype = dim, dtype
         self._row_bytes = bytes_a_vector(dim, dtype)
         self._max_bytes = max_bytes
-        self._segment_bytes = min(_SEGMENT_BYTES, max_bytes // 4) if max_bytes else _SEGMENT_BYTES
+        self._segment_bytes = _SEGMENT_BYTES if max_bytes is None else min(_SEGMENT_BYTES, max_bytes // 4)
         self._lock = Lock()
         self._places: dict[bytes, _Place] = {}
-        self._read: dict[int, int] = {}  # segment -> bytes of its index that are known
-        self._maps: dict[int, mmap.mmap] = {}
-        self._checked: set[bytes] = set()
-        self._writable = True
+        self._wanted_bytes = 0  # of all places
+        self._segments: dict[int, _Segment] = {}
+        self._current = 0  # where to append
+        self._closed = 0  # up to which segments are not appended to any more
+        self._refused_until = 0.0
+        self._told: set[str] = set()
 
     def get(self, names: Iterable[str]) -> dict[str, CachedVectors]:
         """Return what is there of these, each checked against its checksum when it is first read."""
         wanted = {name: _digest(name) for name in names}
         found: dict[str, CachedVectors] = {}
         with self._lock:
-            self._drop_lost_segments()
+            for number in {place.segment for digest in wanted.values() if (place := self._places.get(digest))}:
+                self._look_at(number)
             if any(digest not in self._places for digest in wanted.values()):
                 self._read_indexes()
             for name, digest in wanted.items():
-                place = self._places.get(digest)
-                if place is None:
-                    continue
-                data = self._bytes_at(place)
-                if data is None or (digest not in self._checked and zlib.crc32(data) != place.checksum):
-                    _LOGGER.warning("A cached page in %s is corrupt; it is read from Milvus again.", self.folder)
-                    del self._places[digest]
-                    continue
-                self._checked.add(digest)
-                grid = PatchGrid(*place.grid) if place.grid[0] else None
-                found[name] = CachedVectors(EncodedVectors.from_bytes(data, self._dim, self._dtype), grid)
+                if (data := self._read(digest)) is not None:
+                    grid = self._places[digest].grid
+                    encoded = EncodedVectors.from_bytes(data, self._dim, self._dtype)
+                    found[name] = CachedVectors(encoded, PatchGrid(*grid) if grid[0] else None)
         return found
 
     def read(
@@ -127,164 +154,273 @@ class VectorCache:
     def missing(self, names: Iterable[str]) -> list[str]:
         """Return which of these are not there, without reading any."""
         with self._lock:
-            self._drop_lost_segments()
             self._read_indexes()
             return [name for name in names if _digest(name) not in self._places]
 
     def put(self, name: str, encoded: EncodedVectors, patch_grid: PatchGrid | None = None) -> None:
         """Keep a multi-vector, in place of any of that name; of a disk that refuses, one warning tells."""
         grid = (0, 0, 0) if patch_grid is None else (patch_grid.rows, patch_grid.columns, patch_grid.start)
-        self._append(_digest(name), encoded.to_bytes(), grid)
+        digest, data = _digest(name), encoded.to_bytes()
+        with self._lock:
+            place = self._places.get(digest)
+            if place is not None and (place.checksum, place.grid) == (zlib.crc32(data), grid):
+                self._look_at(place.segment)
+                if self._read(digest) == memoryview(data):
+                    self._want(place, True)
+                    return
+            if self._append(digest, data, grid):
+                self._rewrite_segments()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Say that these are no longer wanted. They may still be found, until their files are rewritten."""
+        with self._lock:
+            for name in names:
+                if (place := self._places.get(_digest(name))) is not None:
+                    self._want(place, False)
+            self._rewrite_segments()
 
     def compact(self, names: Collection[str]) -> None:
-        """Rewrite the files if half of what they hold is not one of these. For a folder that nobody else has open."""
+        """Say that only these are still wanted. For a cache without a bound."""
+        wanted = {_digest(name) for name in names}
         with self._lock:
-            self._drop_lost_segments()
             self._read_indexes()
-            kept = [digest for name in names if (digest := _digest(name)) in self._places]
-            live = sum(self._places[digest].vectors for digest in kept) * self._row_bytes
-            if sum(path.stat().st_size for path in self._files("vectors")) <= 2 * live:
-                return
-            places, old = {digest: self._places[digest] for digest in kept}, self._segments()
-            self._places, self._checked = {}, set()
-            self._read[max(old) + 1] = 0
-            for digest, place in sorted(places.items(), key=lambda item: (item[1].segment, item[1].offset)):
-                data = self._bytes_at(place)
-                if data is not None and zlib.crc32(data) == place.checksum:
-                    self._append(digest, data.tobytes(), place.grid)
-            for segment in old:
-                self._remove(segment)
+            for digest, place in self._places.items():
+                self._want(place, digest in wanted)
+            for number in self._numbers():
+                if number not in self._segments:  # a process ended between writing the one file and the other
+                    self._delete(number)
+            self._rewrite_segments()
 
     def clear(self) -> None:
         """Delete the folder."""
         with self._lock:
-            self._forget_all()
+            self._places, self._wanted_bytes, self._segments = {}, 0, {}
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    # ---- inside: files
+    # ---- inside: reading
 
-    def _append(self, digest: bytes, data: bytes, grid: tuple[int, int, int]) -> None:
-        with self._lock:
-            if not self._writable:
-                return
-            try:
-                segment = max([*self._read, *self._segments()], default=1)
-                # A record that was cut off would shift all that are appended after it.
-                torn = _file_size(self._path(segment, "index")) % _RECORD.itemsize > 0
-                if self._size(segment) >= self._segment_bytes or torn:
-                    segment += 1
-                self.folder.mkdir(parents=True, exist_ok=True)
-                offset = _append(self._path(segment, "vectors"), data)
-                record = np.zeros(1, _RECORD)
-                checksum = zlib.crc32(data)
-                record[0] = (digest, offset, len(data) // self._row_bytes, checksum, grid, 0)
-                record["record"] = zlib.crc32(record.tobytes()[:-4])
-                _append(self._path(segment, "index"), record.tobytes())
-            except OSError as error:
-                self._writable = False
-                _LOGGER.warning("Pages cannot be cached in %s (%s): searches will be slower.", self.folder, error)
-                return
-            self._read.setdefault(segment, 0)
-            self._places[digest] = _Place(segment, offset, len(data) // self._row_bytes, checksum, grid)
-            self._checked.discard(digest)
-            self._make_room(segment)
+    def _read(self, digest: bytes) -> memoryview | None:
+        """Return what lies at a place, if it is right; the segment was looked at."""
+        place = self._places.get(digest)
+        if place is None:
+            return None
+        data = self._map(place)
+        if data is None or not (place.is_checked or zlib.crc32(data) == place.checksum):
+            self._tell("Cached pages in %s are corrupt; they are read from Milvus again.", self.folder)
+            self._forget_place(digest)
+            return None
+        place.is_checked = True
+        return data
 
-    def _make_room(self, current: int) -> None:
-        if self._max_bytes is None:
-            return
-        sizes = {segment: self._size(segment) for segment in self._segments()}
-        for segment in sorted(sizes):
-            if sum(sizes.values()) <= self._max_bytes or segment == current:
-                return
-            del sizes[segment]
-            self._remove(segment)
-
-    def _read_indexes(self) -> None:
-        """Take in what this or another process has appended."""
-        for segment in self._segments():
-            known = self._read.get(segment, 0)
-            path = self._path(segment, "index")
-            try:
-                if path.stat().st_size <= known:
-                    continue
-                with path.open("rb") as file:
-                    file.seek(known)
-                    data = file.read()
-            except FileNotFoundError:  # another process made room
-                continue
-            whole = len(data) - len(data) % _RECORD.itemsize
-            self._read[segment] = known + whole
-            size = self._size(segment)
-            for start, record in enumerate(np.frombuffer(data[:whole], _RECORD).tolist()):
-                name, offset, vectors, checksum, grid, record_checksum = record
-                raw = data[start * _RECORD.itemsize : (start + 1) * _RECORD.itemsize - 4]
-                if zlib.crc32(raw) == record_checksum and offset + vectors * self._row_bytes <= size:
-                    self._places[name] = _Place(segment, offset, vectors, checksum, tuple(grid))
-                    self._checked.discard(name)
-
-    def _drop_lost_segments(self) -> None:
-        """Forget segments whose files were deleted or truncated: reading a truncated map would end the process."""
-        for segment in list(self._read):
-            mapped = self._maps.get(segment)
-            if self._size(segment) < (len(mapped) if mapped is not None else 1) or (
-                _file_size(self._path(segment, "index")) < self._read[segment]
-            ):
-                self._forget(segment)
-
-    def _bytes_at(self, place: _Place) -> memoryview | None:
-        end = place.offset + place.vectors * self._row_bytes
-        mapped = self._maps.get(place.segment)
-        if mapped is None or len(mapped) < end:
+    def _map(self, place: _Place) -> memoryview | None:
+        segment = self._segments[place.segment]
+        end = place.offset + self._length(place)
+        if segment.mapped is None or len(segment.mapped) < end:
             try:
                 with self._path(place.segment, "vectors").open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError):
+                    if os.fstat(file.fileno()).st_ino != segment.vectors.inode:
+                        return None
+                    segment.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError):  # ValueError: the file is empty
                 return None
-            if len(mapped) < end:
-                return None
-            self._maps[place.segment] = mapped
-        return memoryview(mapped)[place.offset : end]
+        return memoryview(segment.mapped)[place.offset : end] if end <= len(segment.mapped) else None
 
-    def _remove(self, segment: int) -> None:
+    def _read_indexes(self) -> None:
+        """Take in what this or another process has written."""
+        for number in sorted({*self._segments, *self._numbers()}):
+            self._read_index(number)
+
+    def _read_index(self, number: int) -> None:
+        self._look_at(number)
+        if number in self._segments:
+            return
+        path = self._path(number, "index")
+        index = _state(path)
+        if index is None:
+            return
+        try:
+            with path.open("rb") as file:
+                data = file.read(index.size - index.size % _RECORD.itemsize)
+        except OSError as error:
+            self._tell("Cached pages in %s cannot be read (%s); they are read from Milvus.", self.folder, error)
+            return
+        # Looked at after the index was read, whose records are written last.
+        vectors = _state(self._path(number, "vectors"))
+        if vectors is None or not data or len(data) % _RECORD.itemsize:
+            return
+        self._segments[number] = _Segment(vectors, index)
+        for start, record in enumerate(np.frombuffer(data, _RECORD).tolist()):
+            name, offset, rows, checksum, grid, record_checksum = record
+            raw = data[start * _RECORD.itemsize : (start + 1) * _RECORD.itemsize - 4]
+            if zlib.crc32(raw) == record_checksum and rows and offset + rows * self._row_bytes <= vectors.size:
+                before = self._places.get(name)
+                if before is None or (before.segment, before.offset) < (number, offset):
+                    self._keep_place(name, _Place(number, offset, rows, checksum, tuple(grid)))
+
+    def _look_at(self, number: int) -> None:
+        """Forget a segment whose files were changed: reading a map of one that was truncated would end the process."""
+        segment = self._segments.get(number)
+        if segment is not None and (segment.vectors, segment.index) != self._states(number):
+            self._forget_segment(number)
+
+    # ---- inside: writing
+
+    def _append(self, digest: bytes, data: bytes | memoryview, grid: tuple[int, int, int]) -> bool:
+        if time.monotonic() < self._refused_until:
+            return False
+        checksum, rows = zlib.crc32(data), len(data) // self._row_bytes
+        try:
+            number = self._choose_segment(len(data))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            offset = _append(self._path(number, "vectors"), data)
+            record = np.zeros(1, _RECORD)
+            record[0] = (digest, offset, rows, checksum, grid, 0)
+            record["record"] = zlib.crc32(record.tobytes()[:-4])
+            _append(self._path(number, "index"), record.tobytes())
+        except OSError as error:
+            self._refused_until = time.monotonic() + _RETRY_SECONDS
+            self._tell("Pages cannot be cached in %s (%s): searches will be slower.", self.folder, error)
+            return False
+        before, (vectors, index) = self._segments.get(number), self._states(number)
+        sizes = (0, 0) if before is None else (before.vectors.size, before.index.size)
+        if vectors is None or index is None or (vectors.size - len(data), index.size - len(record.tobytes())) != sizes:
+            self._forget_segment(number)  # others write there, too: it is read again
+        else:
+            self._segments[number] = _Segment(vectors, index, None if before is None else before.mapped)
+            self._keep_place(digest, _Place(number, offset, rows, checksum, grid))
+        return True
+
+    def _choose_segment(self, size: int) -> int:
+        """Return where to append so many bytes."""
+        self._look_at(self._current)
+        if self._current not in self._segments or not self._has_room(self._current, size):
+            newest = max([self._closed, *self._numbers()])
+            if self._has_room(newest, size):
+                self._current = newest
+                self._read_index(newest)
+            else:
+                self._current = newest + 1
+                self._make_room(max(size, self._segment_bytes))
+        return self._current
+
+    def _has_room(self, number: int, size: int) -> bool:
+        vectors, index = self._states(number)
+        for kind, state in (("vectors", vectors), ("index", index)):
+            if state is None and os.path.lexists(self._path(number, kind)):  # a folder, maybe
+                return False
+        # A record that was cut off would shift all that are appended after it.
+        is_torn = index is not None and index.size % _RECORD.itemsize > 0
+        is_full = vectors is not None and vectors.size + size > max(size, self._segment_bytes)
+        return number > self._closed and not is_torn and not is_full
+
+    def _make_room(self, size: int) -> None:
+        """Delete the oldest segments of a bounded cache until there is room for so many bytes."""
+        if self._max_bytes is None:
+            return
+        states = {number: _state(self._path(number, "vectors")) for number in self._numbers()}
+        sizes = {number: state.size for number, state in states.items() if state is not None}
+        for number in sorted(sizes):
+            if sum(sizes.values()) + size <= self._max_bytes:
+                return
+            del sizes[number]
+            self._delete(number)
+
+    def _rewrite_segments(self) -> None:
+        """Copy what is wanted out of the segments that hold least of it, until half of what all hold is wanted.
+
+        As many bytes are freed as are copied, or more. What was copied is deleted after that, so a process that is
+        killed leaves pages twice. Who has views of deleted files keeps them.
+        """
+        if self._max_bytes is not None or self._has_enough_wanted():
+            return
+        self._read_indexes()
+        if self._has_enough_wanted():
+            return
+        self._closed = max([self._closed, *self._numbers()])
+        held: dict[int, list[bytes]] = {number: [] for number in self._segments}
+        shares = dict.fromkeys(self._segments, 0.0)
+        for digest, place in self._places.items():
+            if place.is_wanted:
+                held[place.segment].append(digest)
+                shares[place.segment] += self._length(place) / self._segments[place.segment].vectors.size
+        for number in sorted(held, key=lambda number: shares[number]):
+            self._look_at(number)
+            for digest in held[number]:
+                data = self._read(digest)
+                if data is not None and not self._append(digest, data, self._places[digest].grid):
+                    return
+            self._delete(number)
+            if self._has_enough_wanted():
+                return
+
+    def _has_enough_wanted(self) -> bool:
+        return sum(segment.vectors.size for segment in self._segments.values()) <= 2 * self._wanted_bytes
+
+    def _delete(self, number: int) -> None:
         for kind in ("index", "vectors"):
-            self._path(segment, kind).unlink(missing_ok=True)
-        self._forget(segment)
+            try:
+                self._path(number, kind).unlink(missing_ok=True)
+            except OSError as error:
+                self._tell("A file of %s cannot be deleted (%s).", self.folder, error)
+        self._forget_segment(number)
 
-    def _forget(self, segment: int) -> None:
-        self._read.pop(segment, None)
-        self._maps.pop(segment, None)
-        self._places = {name: place for name, place in self._places.items() if place.segment != segment}
-        self._checked &= self._places.keys()
+    # ---- inside: what is known
 
-    def _forget_all(self) -> None:
-        self._read, self._maps, self._places, self._checked = {}, {}, {}, set()
+    def _keep_place(self, digest: bytes, place: _Place) -> None:
+        self._forget_place(digest)
+        self._places[digest] = place
+        self._wanted_bytes += self._length(place)
 
-    def _segments(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._files("index") if path.stem.isdigit())
+    def _forget_place(self, digest: bytes) -> None:
+        if (place := self._places.pop(digest, None)) is not None:
+            self._want(place, False)
 
-    def _files(self, kind: str) -> list[Path]:
-        return list(self.folder.glob(f"*.{kind}"))
+    def _want(self, place: _Place, is_wanted: bool) -> None:
+        self._wanted_bytes += (is_wanted - place.is_wanted) * self._length(place)
+        place.is_wanted = is_wanted
+
+    def _forget_segment(self, number: int) -> None:
+        if self._segments.pop(number, None) is not None:
+            for digest in [digest for digest, place in self._places.items() if place.segment == number]:
+                self._forget_place(digest)
+
+    def _length(self, place: _Place) -> int:
+        return place.vectors * self._row_bytes
+
+    def _tell(self, message: str, *values: object) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            _LOGGER.warning(message, *values)
+
+    def _numbers(self) -> list[int]:
+        """Return the segments of which any file is there."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        return sorted({int(match[1]) for name in names if (match := _SEGMENT_FILE.fullmatch(name))})
+
+    def _states(self, number: int) -> tuple[_State | None, _State | None]:
+        return _state(self._path(number, "vectors")), _state(self._path(number, "index"))
 
     def _path(self, segment: int, kind: str) -> Path:
         return self.folder / f"{segment:06d}.{kind}"
-
-    def _size(self, segment: int) -> int:
-        return _file_size(self._path(segment, "vectors"))
 
 
 def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _file_size(path: Path) -> int:
-    """Return 0 for a file that is not there, as for an empty one."""
+def _state(path: Path) -> _State | None:
+    """Return None for what is no file, or is not there."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        found = path.stat()
+    except OSError:
+        return None
+    return _State(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
-def _append(path: Path, data: bytes) -> int:
+def _append(path: Path, data: bytes | memoryview) -> int:
     """Append by one write, and return where the data begins; other processes may append at the same time."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
