@@ -7,6 +7,7 @@ pages of vectors. Where the files do not lie as they did in 3.2, it is asked all
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ class LiteClient(MilvusClient):  # type: ignore[misc]  # pymilvus is untyped
         """Open the file; see `MilvusClient`."""
         super().__init__(path, **options)
         self._folder = Path(path) / "collections"
+
+    def create_collection(self, collection_name: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        """Create a collection, in place of one that a process died while it made: an empty folder."""
+        folder = self._folder / collection_name
+        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder)
+        super().create_collection(collection_name, *arguments, **options)
 
     def list_collections(self, **options: Any) -> list[str]:  # noqa: ANN401
         """Return the names of all collections."""

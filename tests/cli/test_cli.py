@@ -111,7 +111,7 @@ def test_prune_removes_files_that_are_gone_and_check_repairs(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "x.images")
     result = run("info", "--uri", db, "--check")
     assert result.exit_code == 1
-    assert "2 pages lack their vectors and their images (page 1 of kept.pdf, page 2 of kept.pdf)" in result.output
+    assert "2 pages lack their vectors and their images (page 1 of kept.pdf, page 2 of kept.pdf)" in result.stderr
 
 
 @pytest.mark.parametrize(
