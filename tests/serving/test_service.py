@@ -518,7 +518,7 @@ def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if "startup complete" in line:
+            if "Uvicorn running" in line:  # "startup complete" comes before it listens
                 break
         (url,) = re.findall(r"http://127.0.0.1:\d+", "".join(lines))
         assert httpx.post(url, json={}).status_code == 401
