@@ -2,21 +2,27 @@
 
     python benchmarks/search.py --pages 1000
     python benchmarks/search.py --pages 10000 --small-pages 0
+    python benchmarks/search.py --pages 30000 --small-pages 0 --methods exact-numpy ours lexical
     python benchmarks/search.py --pages 2000 --small-pages 0 --server http://127.0.0.1:19530
     python benchmarks/search.py --plot growth.png --sizes 100 300 1000 3000 10000
 
-A page has 700 to 1030 unit vectors of 128 dims: each one of 5,000 unit centres shared by all pages (whose coordinates
-decay as 1 / sqrt(1 + number)), drawn by Zipf's law from an order that is the page's own, with noise of length .35. A
-query has 20 vectors of one page, with noise of length .5, and 5 of no page.
+A page has 700 to 1030 unit vectors of 128 dims (`--pool-factor` divides them): each one of 5,000 unit centres shared by
+all pages (whose coordinates decay as 1 / sqrt(1 + number)), drawn by Zipf's law from an order that is the page's own,
+with noise of length .35. A query has 20 vectors of one page, with noise of length .5, and 5 of no page.
 
 Every method runs in a process of its own (two, where building and searching are apart) with one thread, on the same
 pages. Times are CPU milliseconds of that process, medians and 95th percentiles over the queries; where a server works
 too, `wall` has the rest. Resident memory is that of the searching process, without the mapped files of our cache.
 "recall" is the share of the exact 10 or 100 best that are found, "hit@1" how often the page of the query's vectors
 comes first, "write" a page of 1030 vectors, "first answer" the seconds from opening what was built, once libraries are
-imported.
+imported. "one file" and "half" are the same queries with a filter, by the file (20 pages) that has the query's page and
+by years that half of the pages have, over those without, in turns. "4 threads" is how many queries they answer in the
+time that one thread takes for one.
 
 - "exact-numpy": `query @ tokens.T` over all vectors in float32, then `maximum.reduceat`;
+- "lexical": `ColQwenIndex` with `LexicalEmbedder`, pages of 250 words by Zipf's law from the 20,000 that a file orders
+  its own way, 10 pages a file. "refresh" is `refresh_ref_docs` of 1,000 unchanged files (or all there are), "cache" its
+  folder's size after each page was rewritten eight times, over its size before;
 - "exact-torch": padded pages, `einsum`, as colpali-engine scores them;
 - "ours": `ColQwenRetriever` over Milvus Lite, nodes and all; "ours-server" over `--server`;
 - "tutorial": a row a vector in Milvus Lite, HNSW, 50 hits a query vector, one query for each page that was hit;
@@ -48,10 +54,20 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAY
 
 import numpy as np
 import numpy.typing as npt
+from llama_index.core.schema import ImageNode
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from llama_index_colqwen import ColQwenRetriever, EmbedderFingerprint, MilvusPageStore, MultiVector, Page
+from llama_index_colqwen import (
+    ColQwenIndex,
+    ColQwenRetriever,
+    EmbedderFingerprint,
+    MilvusPageStore,
+    MultiVector,
+    Page,
+)
 
 DIM, CENTRES = 128, 5000
 Row = dict[str, Any]
@@ -68,12 +84,12 @@ def unit(vectors: npt.NDArray[np.floating]) -> MultiVector:
     return scaled
 
 
-def make_data(folder: Path, pages: int, queries: int, seed: int) -> None:
+def make_data(folder: Path, pages: int, queries: int, pool_factor: int, seed: int) -> None:
     """Write vectors, where each page's begin, queries, and each query's page."""
     random = np.random.default_rng(seed)
     centres = unit(random.normal(size=(CENTRES, DIM)) / np.sqrt(1 + np.arange(DIM)))
     shares = np.cumsum(1 / np.arange(1, CENTRES + 1))
-    lengths = random.integers(700, 1031, size=pages)
+    lengths = random.integers(700, 1031, size=pages) // pool_factor
     starts = np.concatenate([[0], np.cumsum(lengths)])
     vectors = np.memmap(folder / "vectors.f32", np.float32, "w+", shape=(int(starts[-1]), DIM))
     for start, length in zip(starts[:-1], lengths, strict=True):
@@ -319,13 +335,131 @@ def search_ours(data: Data, arguments: argparse.Namespace) -> Row:
 
     search(data.queries[0], 10)
     first = time.perf_counter() - started
-    row = measure(data, search)
+    row = measure(data, search) | measure_filters(data, store, embedder) | measure_threads(data, store)
     deleted = page_id(len(data) // 2)
     started = time.perf_counter()
     store.delete(page_ids=[deleted])
     deleting = (time.perf_counter() - started) * 1e3
     store.close()
     return {"first_answer_s": first, "delete_ms": deleting, **row}
+
+
+def filtered(key: str, value: str | int, operator: FilterOperator = FilterOperator.EQ) -> MetadataFilters:
+    """Make a filter of one condition."""
+    return MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
+
+
+def measure_filters(data: Data, store: MilvusPageStore, embedder: Given) -> Row:
+    """Ask each query without a filter, in its page's file, and in half of the pages."""
+    half = filtered("year", 2010, FilterOperator.LT)
+    times: dict[str, list[float]] = {"none": [], "one_file": [], "half": []}
+    for turn in range(2):  # the first to warm up
+        for query, source in zip(data.queries, data.sources, strict=True):
+            embedder.query = query
+            filters = {"none": None, "one_file": filtered("file_name", f"{source // 20}.pdf"), "half": half}
+            for name, some in filters.items():
+                retriever = ColQwenRetriever(store, embedder, similarity_top_k=10, filters=some)
+                started = time.process_time()
+                retriever.retrieve("given")
+                if turn:
+                    times[name].append(time.process_time() - started)
+    median = {name: float(np.median(some)) for name, some in times.items()}
+    return {"one_file_x": median["one_file"] / median["none"], "half_x": median["half"] / median["none"]}
+
+
+def measure_threads(data: Data, store: MilvusPageStore) -> Row:
+    """Ask all queries in one thread and in four, in turns."""
+
+    def ask(query: MultiVector) -> None:
+        embedder = Given()
+        embedder.query = query
+        ColQwenRetriever(store, embedder, similarity_top_k=10).retrieve("given")
+
+    times: dict[int, list[float]] = {1: [], 4: []}
+    for _ in range(5):
+        for threads, some in times.items():
+            with ThreadPoolExecutor(threads) as pool:
+                started = time.perf_counter()
+                list(pool.map(ask, [*data.queries] * 2))
+                some.append(time.perf_counter() - started)
+    return {"threads4_x": float(np.median(times[1]) / np.median(times[4]))}
+
+
+def text_nodes(data: Data, picture: Path, version: int = 0) -> Iterator[ImageNode]:
+    """Make pages of words, 10 a file, that all have the same picture."""
+    words = np.array([f"word{number}" for number in range(20_000)])
+    shares = np.cumsum(1 / np.arange(1, len(words) + 1))
+    for number in range(len(data)):
+        file, page = divmod(number, 10)
+        if page == 0:
+            order = np.random.default_rng(file).permutation(len(words))
+        random = np.random.default_rng([number, version])
+        # Half of them by an order that all files share: the words of the language.
+        ranks = np.searchsorted(shares, random.random(250) * shares[-1])
+        drawn = words[np.where(random.random(250) < 0.5, ranks, order[ranks])]
+        metadata = {"file_name": f"{file}.pdf", "file_path": f"/{file}.pdf", "document_id": f"{file}"}
+        yield ImageNode(
+            id_=page_id(number),
+            text=" ".join(drawn),
+            image_path=str(picture),
+            metadata={**metadata, "page_label": str(page + 1), "version": version},
+        )
+
+
+def build_lexical(data: Data, _: argparse.Namespace) -> Row:
+    """Index pages of words; rewrite them all eight times, and then with their first words again."""
+    folder = data.folder
+    picture = folder / "page.jpg"
+    Image.new("RGB", (85, 110), "white").save(picture)
+    started = time.perf_counter()
+    uri = folder / "lexical.db"
+    with ColQwenIndex.from_documents(text_nodes(data, picture), uri=uri, show_progress=False):
+        build = time.perf_counter() - started
+    before = disk_mb(folder / "lexical.cache")
+    with ColQwenIndex.from_existing(uri) as index:
+        for version in [*range(1, 8), 0]:
+            index.insert_nodes(text_nodes(data, picture, version), show_progress=False)
+        rewritten = disk_mb(folder / "lexical.cache")
+    return {"build_s": build, "disk_mb": disk_mb(uri, folder / "lexical.cache"), "cache_x": rewritten / before}
+
+
+def search_lexical(data: Data, _: argparse.Namespace) -> Row:
+    """Ask for eight of a page's words; and refresh files that did not change."""
+    import milvus_lite.server_manager  # noqa: F401 - as above
+    import pymilvus  # noqa: F401
+
+    texts = [node.text.split() for node in text_nodes(data, data.folder / "page.jpg")]
+    queries = [" ".join(np.random.default_rng(source).choice(texts[source], 8)) for source in data.sources]
+    started = time.perf_counter()
+    index = ColQwenIndex.from_existing(data.folder / "lexical.db")
+    index.as_retriever(similarity_top_k=10).retrieve(queries[0])
+    first = time.perf_counter() - started
+    times, made, hits = [], [], []
+    for turn in range(2):  # the first to warm up
+        for query, source in zip(queries, data.sources, strict=True):
+            started, ticked = time.perf_counter(), time.process_time()
+            retriever = index.as_retriever(similarity_top_k=10)
+            built = time.perf_counter() - started
+            found = retriever.retrieve(query)
+            if turn:
+                made.append(built * 1e3)
+                times.append((time.process_time() - ticked) * 1e3)
+                hits.append(found[0].node_id == page_id(source))
+    files = list(text_nodes(data, data.folder / "page.jpg"))[:10_000]
+    started = time.perf_counter()
+    written = index.refresh_ref_docs(files, show_progress=False)
+    refresh = time.perf_counter() - started
+    assert not any(written)
+    index.close()
+    return {
+        "first_answer_s": first,
+        "p50_ms": float(np.percentile(times, 50)),
+        "p95_ms": float(np.percentile(times, 95)),
+        "hit@1": float(np.mean(hits)),
+        "as_retriever_ms": float(np.median(made)),
+        "refresh_s": refresh,
+        "rss_mb": resident_mb(),
+    }
 
 
 def tutorial(data: Data, _: argparse.Namespace) -> Row:
@@ -431,6 +565,7 @@ METHODS: dict[str, Sequence[Callable[[Data, argparse.Namespace], Row]]] = {
     "exact-torch": [exact_torch],
     "ours": [build_ours, search_ours],
     "ours-server": [build_ours, search_ours],
+    "lexical": [build_lexical, search_lexical],
     "tutorial": [tutorial],
     "qdrant": [qdrant],
     "lancedb": [lancedb],
@@ -467,14 +602,14 @@ def run_size(pages: int, methods: Sequence[str], arguments: argparse.Namespace) 
     """Run methods on so many pages."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         work = Path(folder)
-        make_data(work, pages, arguments.queries, arguments.seed)
+        make_data(work, pages, arguments.queries, arguments.pool_factor, arguments.seed)
         rows = []
         for method in methods:
             row = run(method, work, arguments)
             if row is not None:
                 rows.append({"pages": pages, **row})
-                exact = rows[0]["p50_ms"]
-                rows[-1]["of_exact"] = row["p50_ms"] / exact
+                if method != "lexical" and rows[0]["method"] == "exact-numpy":
+                    rows[-1]["of_exact"] = row["p50_ms"] / rows[0]["p50_ms"]
                 sys.stderr.write(f"{pages} pages: {json.dumps(rounded(rows[-1]))}\n")
             with suppress(FileNotFoundError):
                 (work / "found.json").unlink()
@@ -486,18 +621,19 @@ def rounded(row: Row) -> Row:
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
-COLUMNS = (
-    "pages", "method", "build_s", "disk_mb", "rss_mb", "p50_ms", "p95_ms", "of_exact", "wall_p50_ms", "recall@10",
-    "recall@100", "hit@1", "first_answer_s", "write_ms", "delete_ms",
+FIGURES = (
+    "build_s", "disk_mb", "rss_mb", "p50_ms", "p95_ms", "of_exact", "wall_p50_ms", "recall@10",
+    "recall@100", "hit@1", "first_answer_s", "one_file_x", "half_x", "threads4_x", "write_ms", "delete_ms", "refresh_s",
+    "as_retriever_ms", "cache_x",
 )  # fmt: skip
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print a table and one JSON line."""
-    table = Table(*COLUMNS)
-    for row in rows:
-        table.add_row(*("" if name not in row else f"{row[name]}" for name in COLUMNS))
-    Console(width=190).print(table)
+    table = Table("", *(f"{row['method']}, {row['pages']}" for row in rows))
+    for name in FIGURES:
+        table.add_row(name, *("" if name not in row else f"{row[name]}" for row in rows))
+    Console(width=30 + 20 * len(rows)).print(table)
     print(json.dumps({"pages": rows[-1]["pages"] if rows else 0, "rows": rows}))  # noqa: T201 - the result
 
 
@@ -526,6 +662,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--small-pages", type=int, default=100, help="for the tutorial and peers; 0: not at all")
     parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--pool-factor", type=int, default=1, help="pages have so many times fewer vectors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--server", help="a Milvus server's address, to run ours there too")
     parser.add_argument("--candidate-vectors", type=int, help="on the server; by default the store's own")
@@ -533,6 +670,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", help="where the data go, 0.5 GB for 1,000 pages; by default the temporary folder")
     parser.add_argument("--plot", type=Path, help="a PNG of exact-numpy and ours at --sizes")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000, 3000, 10000])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="at --pages; by default all but the peers")
     parser.add_argument("--method", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -552,7 +690,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.small_pages:
             rows += run_size(arguments.small_pages, ["exact-numpy", "ours", *peers], arguments)
         server = ["ours-server"] if arguments.server else []
-        rows += run_size(arguments.pages, ["exact-numpy", "exact-torch", "ours", *server], arguments)
+        methods = ["exact-numpy", "exact-torch", "ours", *server, "lexical"]
+        rows += run_size(arguments.pages, arguments.methods or methods, arguments)
     show([rounded(row) for row in rows])
     return 0
 

@@ -194,7 +194,12 @@ def test_search_benchmark_compares_ours_with_exact_scans(
         assert main(["--pages", "40", "--queries", "3", "--small-pages", "0"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["method"]: row for row in line["rows"]}
-    assert {"exact-numpy", "ours"} <= rows.keys()
+    assert {"exact-numpy", "ours", "lexical"} <= rows.keys()
+    lexical = rows.pop("lexical")
+    assert lexical["hit@1"] == 1
+    assert all(lexical[name] > 0 for name in ("first_answer_s", "p50_ms", "refresh_s", "as_retriever_ms"))
+    assert lexical["cache_x"] <= 2
+    assert all(rows["ours"][name] > 0 for name in ("one_file_x", "half_x", "threads4_x"))
     for row in rows.values():
         assert row["pages"] == line["pages"] == 40
         assert row["hit@1"] == 1
