@@ -518,10 +518,12 @@ def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if "Uvicorn running" in line:  # "startup complete" comes before it listens
+            if "startup complete" in line:
                 break
         (url,) = re.findall(r"http://127.0.0.1:\d+", "".join(lines))
-        assert httpx.post(url, json={}).status_code == 401
+        # It listens a moment after it said so.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as patient:
+            assert patient.post(url, json={}).status_code == 401
         with ThreadPoolExecutor(1) as clients:
             headers = {"Authorization": "Bearer s3cret"}
             request = clients.submit(
