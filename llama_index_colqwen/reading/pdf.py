@@ -21,18 +21,16 @@ from llama_index_colqwen.errors import (
     MissingDependencyError,
     UnreadableDocumentError,
 )
+from llama_index_colqwen.images import fit_size
 from llama_index_colqwen.pages import RenderedPage, WordBox
 
 if TYPE_CHECKING:
     import pypdfium2
     from PIL import Image
 
-__all__ = ["Renderer", "count_pages", "fit_size", "render_pdf"]
+__all__ = ["Renderer", "count_pages", "render_pdf"]
 
 Renderer: TypeAlias = Literal["pdfium", "poppler"]
-
-# JPEG's limit is 65,535; libjpeg's is a little below.
-_MAX_SIDE = 65_500
 
 # Small pages (receipts, cards) are not blown up beyond print resolution.
 _MAX_DPI = 300
@@ -84,13 +82,6 @@ def render_pdf(
                 finally:
                     page.close()
             yield RenderedPage(index + 1, label, image, words, text)
-
-
-def fit_size(width: float, height: float, max_pixels: int) -> tuple[int, int]:
-    """Round a size to whole pixels, at least one a side, within `max_pixels` and what a JPEG can hold."""
-    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
-    longest = min(max_pixels, _MAX_SIDE)
-    return min(max(1, int(width)), longest), min(max(1, int(height)), longest)
 
 
 @contextmanager

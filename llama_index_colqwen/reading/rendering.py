@@ -17,9 +17,9 @@ from PIL import Image, ImageSequence
 
 from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
-from llama_index_colqwen.images import to_rgb
+from llama_index_colqwen.images import fit_size, to_rgb
 from llama_index_colqwen.pages import RenderedPage
-from llama_index_colqwen.reading.pdf import Renderer, count_pages, fit_size, render_pdf
+from llama_index_colqwen.reading.pdf import Renderer, count_pages, render_pdf
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
