@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
@@ -19,8 +18,8 @@ def resize(node: TextNode, max_pixels: int = 10_000) -> TextNode:
     return found.node
 
 
-def picture(path: Path, size: tuple[int, int], **options: Any) -> ImageNode:
-    Image.new("RGB", size, "navy").save(path, **options)
+def picture(path: Path, size: tuple[int, int], exif: Image.Exif | None = None) -> ImageNode:
+    Image.new("RGB", size, "navy").save(path, exif=exif or Image.Exif())
     return ImageNode(id_="a", text="words", image_path=str(path), metadata={"page_label": "7"})
 
 
