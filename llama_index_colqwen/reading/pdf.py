@@ -73,10 +73,10 @@ def render_pdf(
             with _PDFIUM_LOCK:
                 page = _load_page(pdf, index, name)
                 try:
-                    words, text = read_text_layer(page) if extract_text else ([], "")
                     label = pdf.get_page_label(index) or str(index + 1)
                     if image is None:
                         image = _draw_with_pdfium(page, size)
+                    words, text = read_text_layer(page, index) if extract_text else ([], "")
                 finally:
                     page.close()
             yield RenderedPage(index + 1, label, image, words, text)

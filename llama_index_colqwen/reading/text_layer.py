@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from llama_index_colqwen.pages import WordBox
@@ -20,8 +25,39 @@ __all__ = ["read_text_layer"]
 _LINE_HYPHENS = "\x02\ufffe"
 
 
-def read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
-    """Read a page's words with their boxes, in the order of the text, and its text; the caller holds pdfium's lock."""
+def read_text_layer(page: pypdfium2.PdfPage, index: int) -> tuple[list[WordBox], str]:
+    """Read a page's words with their boxes, in the order of the text, and its text.
+
+    What was filled into forms and written on the page (free text, stamps) comes after the page's own text. For that,
+    annotations become a part of the page, in memory: draw the page before. A text layer that is rubbish counts as none.
+
+    Args:
+        page: An open page; the caller holds pdfium's lock.
+        index: The page's place in its document, from 0.
+    """
+    if not _flatten(page):
+        return _read_characters(page)
+    with closing(page.pdf[index]) as flattened:
+        return _read_characters(flattened)
+
+
+def _flatten(page: pypdfium2.PdfPage) -> bool:
+    """Make annotations that hold text a part of the page, which is seen when it is loaded anew; say if there are any."""
+    import pypdfium2.raw as pdfium
+
+    holding = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP)
+    for number in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, number)
+        if not annotation:
+            continue
+        subtype = pdfium.FPDFAnnot_GetSubtype(annotation)
+        pdfium.FPDFPage_CloseAnnot(annotation)
+        if subtype in holding:
+            return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
+    return False
+
+
+def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
     import pypdfium2.raw as pdfium
 
     text_page = page.get_textpage()
@@ -29,8 +65,10 @@ def read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
         # The handle itself: a helper object is asked for it at every call, a thousand times a page.
         handle = text_page.raw
         codes = [pdfium.FPDFText_GetUnicode(handle, index) for index in range(text_page.count_chars())]
+        if _is_rubbish(codes):
+            return [], ""
         # One character of the string for one of pdfium's: positions in both are the same.
-        characters = "".join(chr(code) if code else " " for code in codes)
+        characters = "".join(map(_character, codes))
         locate = _Locator(page, text_page)
         words: list[WordBox] = []
         pieces: list[str] = []
@@ -50,6 +88,26 @@ def read_text_layer(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
     finally:
         text_page.close()
     return words, text
+
+
+def _is_rubbish(codes: Sequence[int]) -> bool:
+    """Say whether a fifth or more of what should be letters are none: their font does not say which letters they are."""
+    counts = Counter(codes)
+    rubbish = sum(count for code, count in counts.items() if _is_no_letter(code))
+    letters = sum(count for code, count in counts.items() if code > ord(" ") and not _is_no_letter(code))
+    return rubbish > 0 and 4 * rubbish >= letters
+
+
+def _is_no_letter(code: int) -> bool:
+    if code > sys.maxunicode or code == 0xFFFD:
+        return True
+    # What is 0 is read as a space, and \x02 and U+FFFE are hyphens.
+    return code not in (0, 2, 9, 10, 13, 0xFFFE) and unicodedata.category(chr(code)) in ("Cc", "Co", "Cn")
+
+
+def _character(code: int) -> str:
+    """Return a code's character; broken fonts have codes that are no character's."""
+    return chr(code) if 0 < code <= sys.maxunicode else "\ufffd" if code else " "
 
 
 def _join_surrogates(text: str) -> str:
