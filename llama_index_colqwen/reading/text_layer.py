@@ -42,7 +42,7 @@ def read_text_layer(page: pypdfium2.PdfPage, index: int) -> tuple[list[WordBox],
 
 
 def _flatten(page: pypdfium2.PdfPage) -> bool:
-    """Make annotations that hold text a part of the page, which is seen when it is loaded anew; say if there are any."""
+    """Make annotations that hold text a part of the page, seen when it is loaded anew; say if there are any."""
     import pypdfium2.raw as pdfium
 
     holding = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP)
@@ -91,7 +91,7 @@ def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
 
 
 def _is_rubbish(codes: Sequence[int]) -> bool:
-    """Say whether a fifth or more of what should be letters are none: their font does not say which letters they are."""
+    """Say whether a fifth or more of what should be letters are none, for want of a map in their font."""
     counts = Counter(codes)
     rubbish = sum(count for code, count in counts.items() if _is_no_letter(code))
     letters = sum(count for code, count in counts.items() if code > ord(" ") and not _is_no_letter(code))

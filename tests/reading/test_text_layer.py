@@ -49,7 +49,7 @@ def test_what_was_filled_into_a_form_is_text_once_with_boxes(tmp_path: Path, app
     path = write_form(tmp_path / "form.pdf")
     if not appearances:  # as programs write forms that leave the drawing to the viewer
         with pikepdf.open(path, allow_overwriting_input=True) as pdf:
-            for annotation in pdf.pages[0].Annots:  # type: ignore[attr-defined]  # pikepdf's objects have any name
+            for annotation in pdf.pages[0].Annots:
                 del annotation["/AP"]
             pdf.save(path)
     page = read(path)
