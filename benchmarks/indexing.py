@@ -46,6 +46,7 @@ from llama_index_colqwen import ColQwenEmbedder, ColQwenIndex, MilvusPageStore, 
 from llama_index_colqwen.embedders.colqwen.preprocessing import collate, prepare_page
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
 from llama_index_colqwen.nodes import page_from_node
+from llama_index_colqwen.pages import RenderedPage
 from llama_index_colqwen.reading.rendering import render_document
 from tests.checkpoints import build_checkpoint
 
@@ -243,7 +244,8 @@ def run_colpali_engine(embedder: ColQwenEmbedder, pdf: Path, batch_size: int) ->
 
     model, processor = model_of(embedder), embedder._processor
     started = time.perf_counter()
-    images = [page.image for page in render_document(pdf, pdf.name, extract_text=False)]
+    pages = render_document(pdf, pdf.name, extract_text=False)
+    images = [page.image for page in pages if isinstance(page, RenderedPage)]
     loader: DataLoader[Any] = DataLoader(
         ListDataset(images),
         batch_size=batch_size,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.nodes import word_boxes
     from llama_index_colqwen.pages import Page, WordBox
     from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+    from llama_index_colqwen.resize import ResizeForLLM
     from llama_index_colqwen.retriever import ColQwenRetriever
     from llama_index_colqwen.serving.handler import EndpointHandler
     from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
@@ -89,6 +90,7 @@ _MODULES = {
     "nodes": ["word_boxes"],
     "pages": ["Page", "WordBox"],
     "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
+    "resize": ["ResizeForLLM"],
     "retriever": ["ColQwenRetriever"],
     "serving.handler": ["EndpointHandler"],
     "store.milvus_search": ["IgnoredParameterWarning"],
@@ -134,6 +136,7 @@ __all__ = [
     "PageVectors",
     "PatchGrid",
     "QueryError",
+    "ResizeForLLM",
     "SentenceTransformersEmbedder",
     "SkippedDocumentWarning",
     "StoreCheck",

@@ -17,9 +17,19 @@ from PIL import ExifTags, Image
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.pages import PageImage
 
-__all__ = ["encode_image", "image_sha256", "to_rgb", "write_atomically", "write_page_image"]
+__all__ = ["encode_image", "fit_size", "image_sha256", "to_rgb", "write_atomically", "write_page_image"]
+
+# JPEG's limit is 65,535; libjpeg's is a little below.
+_MAX_SIDE = 65_500
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/tiff": ".tiff"}
+
+
+def fit_size(width: float, height: float, max_pixels: int) -> tuple[int, int]:
+    """Round a size to whole pixels, at least one a side, within `max_pixels` and what a JPEG can hold."""
+    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
+    longest = min(max_pixels, _MAX_SIDE)
+    return min(max(1, int(width)), longest), min(max(1, int(height)), longest)
 
 
 def to_rgb(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:

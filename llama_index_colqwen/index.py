@@ -20,6 +20,7 @@ from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
+from llama_index_colqwen.resize import ResizeForLLM
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
 
@@ -256,6 +257,7 @@ class ColQwenIndex:
         filters: MetadataFilters | None = None,
         score: Score = "maxsim",
         exact: bool = False,
+        llm_max_pixels: int | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
         response_synthesizer: BaseSynthesizer | None = None,
         response_mode: ResponseMode | str = ResponseMode.COMPACT,
@@ -283,6 +285,8 @@ class ColQwenIndex:
             filters: Which pages to look at, by their metadata.
             score: What the source nodes' scores are: "maxsim" or "normalized".
             exact: Whether to score every page, however many there are.
+            llm_max_pixels: Page images are scaled down to this many pixels for the model, which is billed by them; see
+                `ResizeForLLM`. By default the model is given what `PDFPageReader` drew.
             node_postprocessors: What pages go through between retriever and model.
             response_synthesizer: In place of the one that the arguments below describe.
             response_mode: How pages become an answer, such as "compact" or "tree_summarize".
@@ -308,6 +312,9 @@ class ColQwenIndex:
         except ValueError as error:
             modes = ", ".join(known.value for known in ResponseMode)
             raise InvalidOptionError(f"response_mode is one of {modes}; got {response_mode!r}.") from error
+        processors = list(node_postprocessors or [])
+        if llm_max_pixels is not None and multimodal:
+            processors.append(ResizeForLLM(llm_max_pixels))
         retriever = self.as_retriever(
             similarity_top_k=similarity_top_k,
             candidate_k=candidate_k,
@@ -321,7 +328,7 @@ class ColQwenIndex:
             retriever,
             llm=llm,
             response_synthesizer=response_synthesizer,
-            node_postprocessors=node_postprocessors,
+            node_postprocessors=processors,
             callback_manager=callback_manager,
             response_mode=mode,
             text_qa_template=text_qa_template,

@@ -31,6 +31,17 @@ __all__ = ["HIDDEN_METADATA", "make_page_id", "node_from_page", "page_from_node"
 HIDDEN_METADATA = ("file_path", "page_number", "document_id", "page_sha256", "text_source", "word_boxes")
 """Metadata that a language model has no use for: `file_name` and `page_label` are what it sees."""
 
+# What SimpleDirectoryReader excludes of every document it reads. It leaves a model the `file_path`, which pages hide: a
+# model that sees neither cannot say which file an answer is from.
+_EXCLUDED_BY_SIMPLE_DIRECTORY_READER = {
+    "file_name",
+    "file_type",
+    "file_size",
+    "creation_date",
+    "last_modified_date",
+    "last_accessed_date",
+}
+
 # What a node of the user's own may carry and has to find again when it is retrieved.
 _CARRIED = (
     "excluded_embed_metadata_keys",
@@ -87,6 +98,10 @@ def page_from_node(node: BaseNode) -> Page:
         image_mimetype=mimetype,
         **{name: getattr(node, name) for name in _CARRIED if hasattr(node, name)},
     )
+    if set(image_node.excluded_llm_metadata_keys) >= _EXCLUDED_BY_SIMPLE_DIRECTORY_READER | {"file_path"}:
+        image_node.excluded_llm_metadata_keys = [
+            key for key in image_node.excluded_llm_metadata_keys if key != "file_name"
+        ]
     return Page(
         page_id=node.node_id,
         document_id=str(metadata.get("document_id") or node.ref_doc_id or node.node_id),

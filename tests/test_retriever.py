@@ -293,6 +293,16 @@ async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_source
     assert "document_id" not in llm.words()
 
 
+def test_query_engine_scales_pages_down_for_the_model_and_keeps_the_whole_image_in_its_sources(
+    index: ColQwenIndex,
+) -> None:
+    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    response = index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150).query("east")
+    assert [size_of(block.resolve_image()) for block in llm.images()] == [(10, 15), (10, 15)]
+    assert [size_of(found.node.image_path) for found in response.source_nodes] == [(20, 30), (20, 30)]  # type: ignore[attr-defined]
+    assert numbers(response.source_nodes) == [1, 2]
+
+
 def test_text_mode_gives_the_model_the_pages_text(index: ColQwenIndex) -> None:
     engine = index.as_query_engine(llm=MockLLM(), multimodal=False, similarity_top_k=1)
     assert "text 1" in str(engine.query("east"))  # MockLLM answers with its prompt

@@ -58,7 +58,14 @@ def index(
     with plain_errors():
         from rich.markup import escape
 
-        from llama_index_colqwen import ColQwenIndex, LexicalEmbedder, MilvusPageStore, PDFPageReader, resolve_embedder
+        from llama_index_colqwen import (
+            ColQwenIndex,
+            DocumentError,
+            LexicalEmbedder,
+            MilvusPageStore,
+            PDFPageReader,
+            resolve_embedder,
+        )
 
         chosen = LexicalEmbedder(language) if embedder == "lexical" else resolve_embedder(embedder)
         with MilvusPageStore(uri, token, collection_name) as store:
@@ -80,6 +87,11 @@ def index(
                         f"Interrupted. {store.count()} pages are stored; the same command goes on from there."
                     )
                     raise typer.Exit(130) from None
+                except DocumentError:
+                    stderr().print(
+                        f"{store.count()} pages are stored. With --on-error skip, what cannot be read is left out."
+                    )
+                    raise
             report = made.report
             stdout().print(
                 f"{store.count()} pages in {escape(store.uri)}: {report.added} added, {report.updated} updated, "

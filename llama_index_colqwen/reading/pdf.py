@@ -6,9 +6,14 @@ LlamaIndex, of embedders, or of where page images are kept.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,6 +24,7 @@ from llama_index_colqwen.errors import (
     MissingDependencyError,
     UnreadableDocumentError,
 )
+from llama_index_colqwen.images import fit_size
 from llama_index_colqwen.pages import RenderedPage
 from llama_index_colqwen.reading.text_layer import read_text_layer
 
@@ -26,12 +32,11 @@ if TYPE_CHECKING:
     import pypdfium2
     from PIL import Image
 
-__all__ = ["Renderer", "count_pages", "fit_size", "render_pdf"]
+__all__ = ["Renderer", "count_pages", "render_pdf"]
 
 Renderer: TypeAlias = Literal["pdfium", "poppler"]
 
-# JPEG's limit is 65,535; libjpeg's is a little below.
-_MAX_SIDE = 65_500
+_POPPLER_PAGES = 8  # drawn by one process of poppler
 
 # Small pages (receipts, cards) are not blown up beyond print resolution.
 _MAX_DPI = 300
@@ -42,10 +47,15 @@ _PDFIUM_LOCK = Lock(hold=True)
 _PDFIUM_PASSWORD_ERROR = 4
 
 
-def count_pages(source: Path | bytes, name: str, password: str | None) -> int:
+def count_pages(source: Path | bytes, name: str, renderer: Renderer, password: str | None) -> int:
     """Count a PDF's pages; the arguments and errors are `rendering.render_document`'s."""
-    with _open_pdf(source, name, password) as pdf, _PDFIUM_LOCK:
-        return len(pdf)
+    try:
+        with _open_pdf(source, name, password) as pdf, _PDFIUM_LOCK:
+            return len(pdf)
+    except UnreadableDocumentError:
+        if renderer == "pdfium":
+            raise
+        return int(_ask_poppler("pdfinfo", source, name, password)["Pages"])
 
 
 def render_pdf(
@@ -56,37 +66,81 @@ def render_pdf(
     extract_text: bool,
     password: str | None,
     pages: range | None = None,
-) -> Iterator[RenderedPage]:
+) -> Iterator[RenderedPage | DocumentError]:
     """Render a PDF, or those of its pages, page by page; the arguments and errors are `rendering.render_document`'s."""
-    with _open_pdf(source, name, password) as pdf:
-        scales, sizes = [], []
-        indexes = range(len(pdf)) if pages is None else pages
-        for index in indexes:
-            width, height = _page_size(pdf, index, name)
-            scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
-            scales.append(scale)
-            sizes.append(fit_size(width * scale, height * scale, max_pixels))
-        first = indexes[0] if indexes else 0
-        drawn = _draw_with_poppler(source, name, first, scales, sizes, password) if renderer == "poppler" else None
-        for index, size in zip(indexes, sizes, strict=True):
-            image = None if drawn is None else next(drawn)
-            with _PDFIUM_LOCK:
-                page = _load_page(pdf, index, name)
-                try:
-                    label = pdf.get_page_label(index) or str(index + 1)
-                    if image is None:
-                        image = _draw_with_pdfium(page, size)
-                    words, text = read_text_layer(page, index) if extract_text else ([], "")
-                finally:
-                    page.close()
-            yield RenderedPage(index + 1, label, image, words, text)
+    indexes = range(count_pages(source, name, renderer, password)) if pages is None else pages
+    with ExitStack() as opened:
+        try:
+            pdf = opened.enter_context(_open_pdf(source, name, password))
+        except UnreadableDocumentError:
+            if renderer == "pdfium":
+                raise
+            yield from _draw_alone_with_poppler(source, name, indexes, max_pixels, password)
+            return
+        for start in range(0, len(indexes), _POPPLER_PAGES):
+            some = indexes[start : start + _POPPLER_PAGES]
+            placed = {index: _place_page(pdf, index, name, max_pixels) for index in some}
+            drawn = _draw_with_poppler(source, name, placed, password) if renderer == "poppler" else {}
+            for index, placement in placed.items():
+                image = drawn.get(index)
+                if isinstance(placement, DocumentError):
+                    yield placement
+                elif isinstance(image, DocumentError):
+                    yield image
+                else:
+                    yield _read_page(pdf, index, name, placement, image, extract_text=extract_text)
 
 
-def fit_size(width: float, height: float, max_pixels: int) -> tuple[int, int]:
-    """Round a size to whole pixels, at least one a side, within `max_pixels` and what a JPEG can hold."""
-    # A strip thinner than a pixel keeps one pixel, so its other side has to stay within the target by itself.
-    longest = min(max_pixels, _MAX_SIDE)
-    return min(max(1, int(width)), longest), min(max(1, int(height)), longest)
+@dataclass(frozen=True)
+class _Placement:
+    """How large a page is drawn: pixels a point, and pixels a side."""
+
+    scale: float
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, width: float, height: float, max_pixels: int) -> _Placement:
+        scale = min(math.sqrt(max_pixels / (width * height)), _MAX_DPI / 72)
+        return cls(scale, fit_size(width * scale, height * scale, max_pixels))
+
+
+def _place_page(pdf: pypdfium2.PdfDocument, index: int, name: str, max_pixels: int) -> _Placement | DocumentError:
+    import pypdfium2
+
+    try:
+        with _PDFIUM_LOCK:
+            width, height = pdf.get_page_size(index)  # in points, as the page is shown: turned and cropped
+    except pypdfium2.PdfiumError as error:
+        return UnreadableDocumentError(f"{name}: page {index + 1} is missing or corrupt ({error}).")
+    if not (width > 0 and height > 0 and width * height < math.inf):
+        return UnreadableDocumentError(f"{name}: page {index + 1} is corrupt (its size is {width} x {height} points).")
+    return _Placement.of(width, height, max_pixels)
+
+
+def _read_page(
+    pdf: pypdfium2.PdfDocument,
+    index: int,
+    name: str,
+    placement: _Placement,
+    image: Image.Image | None,
+    *,
+    extract_text: bool,
+) -> RenderedPage | DocumentError:
+    """Read a page's text, and draw it unless that was done already."""
+    import pypdfium2
+
+    with _PDFIUM_LOCK:
+        try:
+            page = pdf[index]
+            try:
+                label = pdf.get_page_label(index) or str(index + 1)
+                drawn = _draw_with_pdfium(page, placement.size) if image is None else image
+                words, text = read_text_layer(page, index) if extract_text else ([], "")
+                return RenderedPage(index + 1, label, drawn, words, text)
+            finally:
+                page.close()
+        except pypdfium2.PdfiumError as error:
+            return UnreadableDocumentError(f"{name}: page {index + 1} is corrupt ({error}).")
 
 
 @contextmanager
@@ -109,13 +163,18 @@ def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator
                 problem = "the password is wrong" if password else needed
                 raise EncryptedDocumentError(f"{name}: {problem}.") from error
             raise UnreadableDocumentError(
-                f"{name}: the PDF is truncated, corrupt or has no pages ({error})."
+                f"{name}: the PDF is truncated, corrupt or has no pages ({error}){_poppler_may()}."
             ) from error
     try:
         yield pdf
     finally:
         with _PDFIUM_LOCK:
             pdf.close()
+
+
+def _poppler_may() -> str:
+    installed = importlib.util.find_spec("pdf2image") is not None and shutil.which("pdftoppm") is not None
+    return "; renderer='poppler' opens some files that pdfium does not" if installed else ""
 
 
 def _as_pdfium_takes(source: Path | bytes) -> Path | bytes:
@@ -125,29 +184,6 @@ def _as_pdfium_takes(source: Path | bytes) -> Path | bytes:
     except UnicodeEncodeError:
         return Path(source).read_bytes()  # type: ignore[arg-type]  # bytes have no such path
     return source
-
-
-def _load_page(pdf: pypdfium2.PdfDocument, index: int, name: str) -> pypdfium2.PdfPage:
-    import pypdfium2
-
-    try:
-        return pdf[index]
-    except pypdfium2.PdfiumError as error:
-        raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt ({error}).") from error
-
-
-def _page_size(pdf: pypdfium2.PdfDocument, index: int, name: str) -> tuple[float, float]:
-    """Return width and height in points, as the page is shown: turned and cropped."""
-    import pypdfium2
-
-    try:
-        with _PDFIUM_LOCK:
-            width, height = pdf.get_page_size(index)
-    except pypdfium2.PdfiumError as error:
-        raise UnreadableDocumentError(f"{name}: page {index + 1} is missing or corrupt ({error}).") from error
-    if not (width > 0 and height > 0):
-        raise UnreadableDocumentError(f"{name}: page {index + 1} is corrupt (its size is {width} x {height} points).")
-    return width, height
 
 
 def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.Image:
@@ -166,50 +202,81 @@ def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.I
     return image
 
 
+def _draw_alone_with_poppler(
+    source: Path | bytes, name: str, indexes: range, max_pixels: int, password: str | None
+) -> Iterator[RenderedPage | DocumentError]:
+    """Draw pages that pdfium does not open; without text, since pdfium alone reads text layers."""
+    for index in indexes:
+        info = _ask_poppler("pdfinfo", source, name, password, index, index)
+        width, height = map(float, re.findall(r"[\d.]+", info[f"Page {index + 1:4} size"])[:2])
+        placement = _Placement.of(width, height, max_pixels)
+        image = _draw_with_poppler(source, name, {index: placement}, password)[index]
+        yield image if isinstance(image, DocumentError) else RenderedPage(index + 1, str(index + 1), image, [], "")
+
+
 def _draw_with_poppler(
     source: Path | bytes,
     name: str,
-    first: int,
-    scales: list[float],
-    sizes: list[tuple[int, int]],
+    placed: Mapping[int, _Placement | DocumentError],
     password: str | None,
-) -> Iterator[Image.Image]:
+) -> dict[int, Image.Image | DocumentError]:
+    """Draw pages; neighbours of one size together, since a process a page is several times slower."""
+    drawn: dict[int, Image.Image | DocumentError] = {}
+    for placement, neighbours in itertools.groupby(placed.items(), key=lambda item: item[1]):
+        if isinstance(placement, DocumentError):
+            continue
+        indexes = [index for index, _ in neighbours]
+        images = _convert(source, name, indexes[0], indexes[-1], placement, password)
+        if len(images) != len(indexes):  # poppler leaves out what it cannot draw, without saying which
+            images = [
+                image
+                for index in indexes
+                for image in _convert(source, name, index, index, placement, password) or [_undrawn(name, index)]
+            ]
+        drawn |= zip(indexes, images, strict=True)
+    return drawn
+
+
+def _convert(
+    source: Path | bytes, name: str, first: int, last: int, placement: _Placement, password: str | None
+) -> list[Image.Image | DocumentError]:
+    # By resolution and not by size: poppler exchanges width and height of turned pages when given a size.
+    images = _ask_poppler(
+        "convert", source, name, password, first, last, dpi=placement.scale * 72, use_cropbox=True, ownerpw=password
+    )
+    # Both renderers give the same size; poppler rounds up.
+    return [
+        (image if image.size == placement.size else image.resize(placement.size)).convert("RGB") for image in images
+    ]
+
+
+def _undrawn(name: str, index: int) -> DocumentError:
+    return UnreadableDocumentError(f"{name}: poppler cannot draw page {index + 1}; try renderer='pdfium'.")
+
+
+def _ask_poppler(
+    function: Literal["convert", "pdfinfo"],
+    source: Path | bytes,
+    name: str,
+    password: str | None,
+    first: int | None = None,
+    last: int | None = None,
+    **options: object,
+) -> Any:  # noqa: ANN401 - pdf2image is untyped
+    """Call pdf2image for pages that are counted from 0; its errors are ours."""
     try:
         import pdf2image
         from pdf2image import exceptions
     except ImportError as error:
         raise MissingDependencyError("renderer='poppler' needs pdf2image", "poppler") from error
-
-    convert: Any = pdf2image.convert_from_bytes if isinstance(source, bytes) else pdf2image.convert_from_path
-    start = 0
-    while start < len(sizes):
-        # A process a page is several times slower: neighbours of one size are drawn together, eight at most.
-        stop = start + 1
-        while stop < len(sizes) and stop - start < 8 and sizes[stop] == sizes[start]:
-            stop += 1
-        try:
-            # By resolution and not by size: poppler exchanges width and height of turned pages when given a size.
-            images = convert(
-                source,
-                first_page=first + start + 1,
-                last_page=first + stop,
-                dpi=scales[start] * 72,
-                userpw=password,
-                ownerpw=password,
-                use_cropbox=True,
-            )
-        except exceptions.PDFInfoNotInstalledError as error:
-            raise DocumentError(
-                f"{name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
-            ) from error
-        except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
-            raise UnreadableDocumentError(f"{name}: poppler cannot read the PDF ({error}).") from error
-        if len(images) != stop - start:
-            raise UnreadableDocumentError(
-                f"{name}: poppler drew {len(images)} of the pages {first + start + 1} to {first + stop}; try "
-                "renderer='pdfium'."
-            )
-        for image, size in zip(images, sizes[start:stop], strict=True):
-            # Both renderers give the same size; poppler rounds up.
-            yield (image if image.size == size else image.resize(size)).convert("RGB")
-        start = stop
+    call = getattr(pdf2image, f"{function}_from_{'bytes' if isinstance(source, bytes) else 'path'}")
+    if first is not None and last is not None:
+        options |= {"first_page": first + 1, "last_page": last + 1}
+    try:
+        return call(source, userpw=password, **options)
+    except exceptions.PDFInfoNotInstalledError as error:
+        raise DocumentError(
+            f"{name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
+        ) from error
+    except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
+        raise UnreadableDocumentError(f"{name}: poppler cannot read the PDF ({error}).") from error

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,11 +49,10 @@ Source: TypeAlias = str | PurePath | bytes
 
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
-_Part: TypeAlias = Callable[[], Iterable[tuple[Document, bool]]]
-"""Reads pages; with each, whether it lacks text that OCR would have found."""
+_Read: TypeAlias = "_Page | DocumentError"
+"""A page, or the error that is in its place or in that of all pages that were to follow."""
 
-_Read: TypeAlias = tuple[list[tuple[Document, bool]], DocumentError | None]
-"""What a worker process read, and what ended it before its end."""
+_Part: TypeAlias = Callable[[], Iterable[_Read]]
 
 _PART_PAGES = 8  # read by a worker process at a time
 
@@ -85,6 +85,14 @@ class _File:
         return data
 
 
+@dataclass(frozen=True)
+class _Page:
+    """A page that was read, and whether it lacks text that OCR would have found."""
+
+    document: Document
+    lacks_text: bool
+
+
 class PDFPageReader(BasePydanticReader):
     """Read PDFs and images as pages: a `Document` each, ready for `ColQwenIndex`, with an id that never changes.
 
@@ -106,7 +114,7 @@ class PDFPageReader(BasePydanticReader):
         ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1.6 s a page) and says once
             which pages it could not read otherwise; "always" reads every page; "never" none.
         password: Opens encrypted PDFs.
-        on_error: "raise", or "skip" to leave unreadable files out and say so in one `SkippedDocumentWarning`.
+        on_error: "raise", or "skip" to leave unreadable files and pages out and say so in one `SkippedDocumentWarning`.
         num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
             40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; they take seconds to
             start. Order and errors stay the same.
@@ -195,27 +203,24 @@ class PDFPageReader(BasePydanticReader):
     def _read(
         self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
     ) -> Generator[Document, None, None]:
-        skipped: list[str] = []
+        skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
         without_text: list[str] = []
-        failed: set[int] = set()
         with tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress:
             for number, read in self._parts(files, extra_info):
-                if number in failed:
-                    continue
-                try:
-                    for document, lacks_text in read():
-                        if lacks_text:
-                            without_text.append(f"{files[number].name} page {document.metadata['page_number']}")
-                        progress.update()
-                        yield document
-                except DocumentError as error:
-                    if self.on_error == "raise":
-                        raise
-                    failed.add(number)
-                    skipped.append(str(error))
+                for page in read():
+                    if isinstance(page, DocumentError):
+                        if self.on_error == "raise":
+                            raise page
+                        skipped.setdefault(number, []).append(str(page))
+                        continue
+                    if page.lacks_text:
+                        without_text.append(f"{files[number].name} page {page.document.metadata['page_number']}")
+                    progress.update()
+                    yield page.document
         if skipped:
-            message = f"{len(skipped)} of {len(files)} files were left out, wholly or from the page named on: "
-            warnings.warn(message + "; ".join(skipped), SkippedDocumentWarning, stacklevel=2)
+            told = "; ".join(f"{first}{_and_more(rest)}" for first, *rest in skipped.values())
+            message = f"{len(skipped)} of {len(files)} files could not be read, wholly or in part: {told}"
+            warnings.warn(message, SkippedDocumentWarning, stacklevel=2)
         if without_text:
             message = f"No text layer on {_name_some(without_text)}, and OCR is not installed: their text is empty. "
             install = "pip install 'llama-index-colqwen[ocr]'"
@@ -223,7 +228,8 @@ class PDFPageReader(BasePydanticReader):
 
     def _parts(self, files: Sequence[_File], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
         """Say for every file by its number, or for parts of it, how its pages are had."""
-        if self.num_workers == 1:
+        # multiprocessing's daemonic processes, such as SimpleDirectoryReader's, have no children.
+        if self.num_workers == 1 or multiprocessing.current_process().daemon:
             for number, file in enumerate(files):
                 yield number, partial(self._read_file, file, extra_info)
             return
@@ -234,49 +240,53 @@ class PDFPageReader(BasePydanticReader):
                 try:
                     source = file.load()
                     loaded = replace(file, source=source, fs=None, document_id=_sha256(source))
-                    ranges = split_pages(source, file.name, self.password, _PART_PAGES)
+                    ranges = split_pages(source, file.name, self.renderer, self.password, _PART_PAGES)
                 except DocumentError as error:
-                    failed: Future[_Read] = Future()
-                    failed.set_result(([], error))
-                    yield number, partial(_unpack, failed)
+                    failed: list[_Read] = [error]
+                    yield number, lambda failed=failed: failed  # type: ignore[misc]
                     continue
                 for pages in ranges:
-                    future = workers.submit(_read_part, self, loaded, extra_info, pages)
-                    yield number, partial(_unpack, future)
+                    yield number, workers.submit(_read_part, self, loaded, extra_info, pages).result
 
         yield from look_ahead(submitted(), 2 * self.num_workers)
 
-    def _read_file(
-        self, file: _File, extra_info: dict[str, Any], indexes: range | None = None
-    ) -> Iterator[tuple[Document, bool]]:
-        """Read pages; with each, say whether it lacks text that OCR would have found."""
-        source = file.load()
-        document_id = file.document_id or _sha256(source)
-        pages = render_document(
-            source,
-            file.name,
-            renderer=self.renderer,
-            max_pixels=self.max_pixels,
-            extract_text=self.extract_text,
-            password=self.password,
-            pages=indexes,
-        )
-        for page in pages:
-            image = encode_image(page.image)
-            words, text, text_source = self._read_text(page, image)
-            lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
-            metadata = {
-                **extra_info,
-                "file_name": file.name,
-                **({"file_path": _escaped(file.path)} if file.path is not None else {}),
-                "page_label": page.page_label,
-                "page_number": page.page_number,
-                "document_id": document_id,
-                "page_sha256": image_sha256(image.data),
-                "text_source": text_source,
-                "word_boxes": pack_boxes(words),
-            }
-            yield self._to_document(document_id, page.page_number, image, text, metadata), lacks_text
+    def _read_file(self, file: _File, extra_info: dict[str, Any], indexes: range | None = None) -> Iterator[_Read]:
+        try:
+            source = file.load()
+            document_id = file.document_id or _sha256(source)
+            pages = render_document(
+                source,
+                file.name,
+                renderer=self.renderer,
+                max_pixels=self.max_pixels,
+                extract_text=self.extract_text,
+                password=self.password,
+                pages=indexes,
+            )
+            for page in pages:
+                if isinstance(page, DocumentError):
+                    yield page
+                else:
+                    yield self._read_page(file, document_id, page, extra_info)
+        except DocumentError as error:
+            yield error
+
+    def _read_page(self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any]) -> _Page:
+        image = encode_image(page.image)
+        words, text, text_source = self._read_text(page, image)
+        lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
+        metadata = {
+            **extra_info,
+            "file_name": file.name,
+            **({"file_path": _escaped(file.path)} if file.path is not None else {}),
+            "page_label": page.page_label,
+            "page_number": page.page_number,
+            "document_id": document_id,
+            "page_sha256": image_sha256(image.data),
+            "text_source": text_source,
+            "word_boxes": pack_boxes(words),
+        }
+        return _Page(self._to_document(document_id, page.page_number, image, text, metadata), lacks_text)
 
     def _to_document(
         self, document_id: str, page_number: int, image: PageImage, text: str, metadata: dict[str, Any]
@@ -359,15 +369,9 @@ def _option_errors() -> Iterator[None]:
         raise InvalidOptionError(f"PDFPageReader's option {name}: {first['msg']}{got}.") from None
 
 
-def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> _Read:
-    """Read pages in a worker process, and what ended it before its end."""
-    read: list[tuple[Document, bool]] = []
-    try:
-        for document in reader._read_file(file, extra_info, indexes):
-            read.append(document)
-    except DocumentError as error:
-        return read, error
-    return read, None
+def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> list[_Read]:
+    """Read pages in a worker process."""
+    return list(reader._read_file(file, extra_info, indexes))
 
 
 _WORKERS_OF: set[int] = set()
@@ -384,13 +388,6 @@ def _worker_processes(number: int) -> Executor:
     # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
     own: Executor = ProcessPoolExecutor(number)
     return own
-
-
-def _unpack(part: Future[_Read]) -> Iterator[tuple[Document, bool]]:
-    read, error = part.result()
-    yield from read
-    if error is not None:
-        raise error
 
 
 def _readable_name(name: str) -> str:
@@ -459,6 +456,10 @@ def _sha256(source: Path | bytes) -> str:
     except OSError as error:
         raise DocumentError(f"{_readable_name(source.name)}: the file cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
+
+
+def _and_more(pages: Sequence[object]) -> str:
+    return f" (and so are {len(pages)} more of its pages)" if pages else ""
 
 
 def _name_some(names: Sequence[str], most: int = 20) -> str:

@@ -17,9 +17,9 @@ from PIL import Image, ImageSequence
 
 from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
-from llama_index_colqwen.images import to_rgb
+from llama_index_colqwen.images import fit_size, to_rgb
 from llama_index_colqwen.pages import RenderedPage
-from llama_index_colqwen.reading.pdf import Renderer, count_pages, fit_size, render_pdf
+from llama_index_colqwen.reading.pdf import Renderer, count_pages, render_pdf
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -52,7 +52,7 @@ def render_document(
     extract_text: bool = True,
     password: str | None = None,
     pages: range | None = None,
-) -> Iterator[RenderedPage]:
+) -> Iterator[RenderedPage | DocumentError]:
     """Render a document page by page; memory is bounded by one page (by a few, with poppler).
 
     Args:
@@ -66,10 +66,13 @@ def render_document(
         password: Opens an encrypted PDF.
         pages: Which pages of a PDF, 0-based; by default all.
 
+    Yields:
+        A page or, in place of one that is missing or corrupt, the error that says so; more pages may follow.
+
     Raises:
         UnsupportedDocumentError: If the suffix, or the content of what has none, is not one that is read.
         EncryptedDocumentError: If the password is missing or wrong.
-        UnreadableDocumentError: If the content is corrupt, truncated, has no pages, or is not what the suffix says.
+        UnreadableDocumentError: If the file is corrupt, truncated, has no pages, or is not what the suffix says.
         MissingDependencyError: If poppler is asked for and not installed.
     """
     if _is_pdf(source, name):
@@ -78,7 +81,9 @@ def render_document(
         yield from _render_image_file(source, name, max_pixels)
 
 
-def split_pages(source: Path | bytes, name: str, password: str | None, most: int) -> list[range | None]:
+def split_pages(
+    source: Path | bytes, name: str, renderer: Renderer, password: str | None, most: int
+) -> list[range | None]:
     """Part a document into ranges of at most so many pages (0-based) that can be rendered apart; None is all of it.
 
     Raises:
@@ -86,7 +91,7 @@ def split_pages(source: Path | bytes, name: str, password: str | None, most: int
     """
     if not _is_pdf(source, name):
         return [None]
-    count = count_pages(source, name, password)
+    count = count_pages(source, name, renderer, password)
     return [range(start, min(start + most, count)) for start in range(0, count, most)]
 
 

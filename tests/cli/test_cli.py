@@ -160,12 +160,15 @@ def test_unknown_command_and_option_are_usage_errors() -> None:
 def test_unreadable_files_are_noted_when_skipped(tmp_path: Path) -> None:
     write_text_pdf(tmp_path / "good.pdf", "turbidity of the basin")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 and then nothing")
-    assert run("index", tmp_path, "--uri", tmp_path / "x.db").exit_code == 1
+    write_text_pdf(tmp_path / "a.pdf", "settling tank")
+    result = run("index", tmp_path, "--uri", tmp_path / "x.db")
+    assert result.exit_code == 1
+    assert "1 pages are stored. With --on-error skip," in result.stderr
     result = run("index", tmp_path, "--uri", tmp_path / "x.db", "--on-error", "skip")
     assert result.exit_code == 0
-    assert "Note: 1 of 2 files were left out" in result.stderr
+    assert "Note: 1 of 3 files could not be read" in result.stderr
     assert "bad.pdf" in result.stderr
-    assert "1 added" in result.stdout
+    assert "1 added, 0 updated, 1 unchanged" in result.stdout
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from reportlab.pdfgen.canvas import Canvas
 from llama_index_colqwen.errors import DocumentError, EncryptedDocumentError, UnreadableDocumentError
 from llama_index_colqwen.pages import RenderedPage, WordBox
 from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, render_document
+from llama_index_colqwen.reading.text_layer import _character
 from tests.documents import (
     Box,
     Sheet,
@@ -30,6 +31,7 @@ from tests.documents import (
     write_raw_pdf,
     write_text_pdf,
 )
+from tests.reading.rendered import render_pages
 
 needs_poppler = pytest.mark.skipif(
     shutil.which("pdftoppm") is None or importlib.util.find_spec("pdf2image") is None,
@@ -41,7 +43,7 @@ STREAM = b"<</Length %d>>stream\n%s\nendstream"
 
 
 def render(path: Path, **options: Any) -> list[RenderedPage]:  # noqa: ANN401
-    return list(render_document(path, path.name, **options))
+    return list(render_pages(path, path.name, **options))
 
 
 def corners(word: WordBox) -> Box:
@@ -255,7 +257,7 @@ def test_encrypted_pdf_without_the_right_password_names_the_file(
 def test_encrypted_pdf_opens_with_either_password(tmp_path: Path, renderer: str, password: str) -> None:
     path = write_text_pdf(tmp_path / "secret.pdf", "Hello", password="geheim")
     for source in (path, path.read_bytes()):
-        (page,) = render_document(source, path.name, renderer=renderer, password=password)  # type: ignore[arg-type]
+        (page,) = render_pages(source, path.name, renderer=renderer, password=password)
         assert page.text == "Hello"
         assert ink(page.image).any()
 
@@ -282,6 +284,60 @@ def test_pdf_without_pages_is_unreadable_whatever_failed_before(
         render(path)
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("second", [b"null", b"<</Type/Font>>", b"7"])
+def test_page_that_is_none_is_an_error_in_its_place_and_the_others_are_read(
+    tmp_path: Path, second: bytes, renderer: str
+) -> None:
+    path = write_raw_pdf(
+        tmp_path / "torn.pdf",
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R 4 0 R 3 0 R]/Count 3>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]>>",
+        second,
+    )
+    first, bad, third = render_document(path, path.name, renderer=renderer, max_pixels=1000)  # type: ignore[arg-type]
+    assert isinstance(first, RenderedPage)
+    assert isinstance(third, RenderedPage)
+    assert (first.page_number, third.page_number) == (1, 3)
+    assert isinstance(bad, UnreadableDocumentError)
+    assert str(bad).startswith("torn.pdf: page 2 is missing or corrupt")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("box", [b"0 0 1e30 1e30", b"0 0 1e20 1", b"0 0 0 0", b"0 0 1e-30 1e-30"])
+def test_page_of_an_absurd_size_is_drawn_or_an_error_and_the_next_is_read(
+    tmp_path: Path, box: bytes, renderer: str
+) -> None:
+    path = write_raw_pdf(
+        tmp_path / "odd.pdf",
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R 4 0 R]/Count 2>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[%s]>>" % box,
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]>>",
+    )
+    odd, page = render_document(path, path.name, renderer=renderer, max_pixels=1000)  # type: ignore[arg-type]
+    assert isinstance(odd, (RenderedPage, UnreadableDocumentError))
+    assert isinstance(page, RenderedPage)
+
+
+@needs_poppler
+def test_file_that_pdfium_does_not_open_is_drawn_by_poppler(tmp_path: Path) -> None:
+    path = write_text_pdf(tmp_path / "headless.pdf", "first", "second")
+    sizes = [page.image.size for page in render(path, max_pixels=10_000)]
+    path.write_bytes(path.read_bytes().replace(b"%PDF-", b"%XXX-", 1))
+    with pytest.raises(UnreadableDocumentError, match=r"^headless\.pdf: .*renderer='poppler'"):
+        render(path)
+    pages = render(path, renderer="poppler", max_pixels=10_000)
+    assert [(page.page_number, page.image.size, page.text) for page in pages] == [(1, sizes[0], ""), (2, sizes[1], "")]
+    assert all(page.image.getextrema() != ((255, 255),) * 3 for page in pages)
+
+
+@pytest.mark.parametrize(("code", "character"), [(65, "A"), (0, " "), (0x10FFFF, "\U0010ffff"), (0x110000, "\ufffd")])
+def test_code_that_is_no_characters_is_read_around(code: int, character: str) -> None:
+    assert _character(code) == character
+
+
 def test_page_that_does_not_exist_is_named(tmp_path: Path) -> None:
     path = write_raw_pdf(
         tmp_path / "torn.pdf",
@@ -298,7 +354,7 @@ def test_truncated_pdf_is_unreadable_or_read_whole(tmp_path: Path, kept: float) 
     data = write_text_pdf(tmp_path / "x.pdf", *["words on a page"] * 20).read_bytes()
     pages: list[RenderedPage] = []
     try:
-        pages.extend(render_document(data[: int(len(data) * kept)], "cut.pdf", max_pixels=100))
+        pages.extend(render_pages(data[: int(len(data) * kept)], "cut.pdf", max_pixels=100))
     except DocumentError as error:
         assert isinstance(error, UnreadableDocumentError)
         assert str(error).startswith("cut.pdf: ")
@@ -370,7 +426,7 @@ def test_poppler_draws_real_pages_as_pdfium_does(sample_pdfs: Path, name: str, p
 @needs_poppler
 def test_poppler_reads_bytes_as_it_reads_files(tmp_path: Path) -> None:
     path = write_text_pdf(tmp_path / "x.pdf", "one", "two")
-    from_bytes = list(render_document(path.read_bytes(), "x.pdf", renderer="poppler", max_pixels=10_000))
+    from_bytes = list(render_pages(path.read_bytes(), "x.pdf", renderer="poppler", max_pixels=10_000))
     from_file = render(path, renderer="poppler", max_pixels=10_000)
     assert [page.image.tobytes() for page in from_bytes] == [page.image.tobytes() for page in from_file]
 
@@ -396,6 +452,6 @@ def test_two_threads_reading_two_pdfs_at_once_get_their_own_pages(tmp_path: Path
 
 
 def test_pages_of_two_pdfs_read_alternately_do_not_mix(tmp_path: Path) -> None:
-    one = render_document(write_text_pdf(tmp_path / "a.pdf", "a1", "a2"), "a.pdf", max_pixels=100)
-    other = render_document(write_text_pdf(tmp_path / "b.pdf", "b1", "b2"), "b.pdf", max_pixels=100)
+    one = render_pages(write_text_pdf(tmp_path / "a.pdf", "a1", "a2"), "a.pdf", max_pixels=100)
+    other = render_pages(write_text_pdf(tmp_path / "b.pdf", "b1", "b2"), "b.pdf", max_pixels=100)
     assert [page.text for pair in zip(one, other, strict=True) for page in pair] == ["a1", "b1", "a2", "b2"]

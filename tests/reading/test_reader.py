@@ -33,7 +33,7 @@ from llama_index_colqwen import (
     UnsupportedDocumentError,
     word_boxes,
 )
-from llama_index_colqwen.nodes import page_from_node
+from llama_index_colqwen.nodes import node_from_page, page_from_node
 from llama_index_colqwen.reading.reader import Source
 from tests.documents import Sheet, encode, quadrants, walk, write_pdf, write_raw_pdf, write_text_pdf
 from tests.forks import in_fork, needs_fork
@@ -320,6 +320,27 @@ def write_mixed_folder(folder: Path) -> None:
     (folder / "5-good.png").write_bytes(encode(quadrants(), "PNG"))
 
 
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_bad_pages_are_skipped_and_the_other_pages_of_their_file_are_read(tmp_path: Path, num_workers: int) -> None:
+    write_raw_pdf(
+        tmp_path / "torn.pdf",
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R 9 0 R 9 0 R 3 0 R]/Count 4>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]>>",
+    )
+    write_text_pdf(tmp_path / "whole.pdf", "words")
+    with pytest.warns(
+        SkippedDocumentWarning, match=r"^1 of 2 files .*torn\.pdf: page 2 is missing .* 1 more"
+    ) as warned:
+        documents = reader(on_error="skip", num_workers=num_workers).load_data(tmp_path)
+    assert names(documents) == [("torn.pdf", 1), ("torn.pdf", 4), ("whole.pdf", 1)]
+    assert len(warned) == 1
+    pages = reader(num_workers=num_workers).lazy_load_data(tmp_path)
+    assert names([next(pages)]) == [("torn.pdf", 1)]
+    with pytest.raises(UnreadableDocumentError, match=r"^torn\.pdf: page 2"):
+        next(pages)
+
+
 def test_skip_reads_the_rest_and_one_warning_names_what_was_skipped(tmp_path: Path) -> None:
     write_mixed_folder(tmp_path)
     with pytest.warns(SkippedDocumentWarning) as warned:
@@ -417,6 +438,23 @@ def test_simple_directory_reader_keeps_pages_and_its_own_metadata(tmp_path: Path
         assert document.metadata["file_type"] == "application/pdf"
         assert document.metadata["file_path"] == str(tmp_path.resolve() / document.metadata["file_name"])
         assert len(jpeg_of(document)) > 100
+
+
+def test_model_sees_the_file_name_of_what_simple_directory_reader_read(tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "words")
+    (document,) = SimpleDirectoryReader(input_dir=tmp_path, file_extractor={".pdf": reader()}).load_data()
+    seen = node_from_page(page_from_node(document)).get_metadata_str(MetadataMode.LLM)
+    assert seen == "file_name: a.pdf\npage_label: 1"
+
+
+@pytest.mark.slow
+def test_worker_processes_of_both_readers_together_read_every_page(tmp_path: Path) -> None:
+    for name in ("a.pdf", "b.pdf"):
+        write_text_pdf(tmp_path / name, "first", "second")
+    directory = SimpleDirectoryReader(
+        input_dir=tmp_path, file_extractor={".pdf": reader(num_workers=2)}, raise_on_error=True
+    )
+    assert names(directory.load_data(num_workers=2)) == [("a.pdf", 1), ("a.pdf", 2), ("b.pdf", 1), ("b.pdf", 2)]
 
 
 class Stamp(TransformComponent):

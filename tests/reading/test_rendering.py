@@ -17,7 +17,7 @@ from PIL import Image
 from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
 from llama_index_colqwen.images import encode_image
 from llama_index_colqwen.pages import RenderedPage
-from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, render_document
+from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS
 from tests.documents import (
     colour_name,
     corner_colours,
@@ -26,6 +26,7 @@ from tests.documents import (
     write_huge_png,
     write_text_pdf,
 )
+from tests.reading.rendered import render_pages
 
 LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -37,7 +38,7 @@ ORIENTATION = 0x0112
 
 
 def render(data: bytes, name: str, **options: Any) -> list[RenderedPage]:  # noqa: ANN401
-    return list(render_document(data, name, **options))
+    return list(render_pages(data, name, **options))
 
 
 def render_one(image: Image.Image, image_format: str, **options: Any) -> Image.Image:  # noqa: ANN401
@@ -58,7 +59,7 @@ def test_image_file_is_one_page_without_text(name: str) -> None:
 def test_image_file_on_disk_and_its_bytes_are_the_same_page(tmp_path: Path) -> None:
     data = encode(quadrants(), "PNG")
     (tmp_path / "x.png").write_bytes(data)
-    (from_file,) = render_document(tmp_path / "x.png", "x.png")
+    (from_file,) = render_pages(tmp_path / "x.png", "x.png")
     assert from_file.image.tobytes() == render(data, "x.png")[0].image.tobytes()
 
 
@@ -228,7 +229,7 @@ def test_tiff_cut_anywhere_is_unreadable_or_gives_whole_pages(compression: str |
     for length in range(1, len(data), step):
         pages: list[RenderedPage] = []
         try:
-            pages.extend(render_document(data[:length], "fax.tiff"))
+            pages.extend(render_pages(data[:length], "fax.tiff"))
         except DocumentError as error:
             assert str(error).startswith("fax.tiff: ")
         assert [page.image.size for page in pages] == [frame.size for frame in frames][: len(pages)]
@@ -252,21 +253,21 @@ def test_unsupported_type_is_refused_by_name_with_what_is_supported(name: str) -
 
 def test_missing_file_is_unreadable_and_named(tmp_path: Path) -> None:
     with pytest.raises(UnreadableDocumentError, match=r"^gone\.png: .*No such file"):
-        list(render_document(tmp_path / "gone.png", "gone.png"))
+        list(render_pages(tmp_path / "gone.png", "gone.png"))
 
 
 def test_decompression_bomb_is_refused_with_its_limit(tmp_path: Path) -> None:
     bomb = write_huge_png(tmp_path / "bomb.png", 60_000, 60_000, rows=1)
     assert bomb.stat().st_size < 10_000
     with pytest.raises(UnreadableDocumentError, match=r"^bomb\.png: .*178 megapixels"):
-        list(render_document(bomb, bomb.name))
+        list(render_pages(bomb, bomb.name))
 
 
 MEMORY = """
 import json, sys
 from pathlib import Path
 from llama_index_colqwen.errors import UnreadableDocumentError
-from llama_index_colqwen.reading.rendering import render_document
+from tests.reading.rendered import render_pages
 
 def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
@@ -277,7 +278,7 @@ for name in sys.argv[1:]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     before = status("VmRSS")
     try:
-        size = next(render_document(Path(name), Path(name).name)).image.size
+        size = next(render_pages(Path(name), Path(name).name)).image.size
     except UnreadableDocumentError as error:
         size = None
     found[Path(name).stem] = size, status("VmHWM") - before
@@ -326,7 +327,7 @@ def test_decoding_takes_at_most_16_bytes_a_pixel_in_every_mode(tmp_path: Path, r
 def test_reading_pages_alternately_leaves_the_warning_filters_as_they_were() -> None:
     data = encode(quadrants(), "TIFF", save_all=True, append_images=[quadrants()])
     before = list(warnings.filters)
-    first, second = render_document(data, "a.tiff"), render_document(data, "b.tiff")
+    first, second = render_pages(data, "a.tiff"), render_pages(data, "b.tiff")
     next(first), next(second)
     assert warnings.filters == before, "between pages, the caller's own warnings are filtered differently"
     list(first), list(second)

@@ -10,7 +10,6 @@ from reportlab.pdfgen.canvas import Canvas
 
 from llama_index_colqwen.pages import RenderedPage, WordBox
 from llama_index_colqwen.reading.rendering import Renderer, render_document
-from llama_index_colqwen.reading.text_layer import _character
 from tests.documents import LETTER, Box
 
 
@@ -121,12 +120,3 @@ def test_text_layer_with_a_fifth_of_rubbish_is_none(tmp_path: Path, code: str) -
 def test_text_layer_with_less_rubbish_is_text(tmp_path: Path) -> None:
     page = read(write_with_unicode_map(tmp_path / "bullet.pdf", "aaaaabaaaaa", {"b": "E123"}))
     assert page.text == "aaaaa\ue123aaaaa"
-
-
-def test_code_that_is_no_character_is_a_replacement_character() -> None:
-    assert [_character(code) for code in (65, 0x10FFFF, 0x110000, 0xFFFFFFFF)] == [
-        "A",
-        "\U0010ffff",
-        "\ufffd",
-        "\ufffd",
-    ]

@@ -166,14 +166,14 @@ for page in range(3):
     store.add([make_page(f"{{os.getpid()}}-{{page}}")], [unit_rows(page, 3)])
 """
     command = [sys.executable, "-c", code, str(tmp_path / "writer")]
-    writers = [subprocess.Popen(command) for _ in range(3)]
+    writers = [subprocess.Popen(command) for _ in range(4)]
     deadline = time.monotonic() + 90
-    while len(list(tmp_path.glob("*.ready"))) < 3 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("*.ready"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     (tmp_path / "writer.go").touch()
-    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0, 0]
     with MilvusPageStore(uri, collection_name=name, cache_dir=tmp_path / "cache") as store:
-        assert store.count() == len(everything(store)) == 9
+        assert store.count() == len(everything(store)) == 12
         store.clear()
 
 
