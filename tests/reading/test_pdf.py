@@ -18,8 +18,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from llama_index_colqwen.errors import DocumentError, EncryptedDocumentError, UnreadableDocumentError
 from llama_index_colqwen.pages import RenderedPage, WordBox
-from llama_index_colqwen.reading.pdf import _character
 from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, render_document
+from llama_index_colqwen.reading.text_layer import _character
 from tests.documents import (
     Box,
     Sheet,

@@ -1,0 +1,149 @@
+"""A pdfium page -> its words with boxes, its text.
+
+Knows nothing of files, of how pages are drawn, or of OCR.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from llama_index_colqwen.pages import WordBox
+
+if TYPE_CHECKING:
+    import pypdfium2
+
+__all__ = ["read_text_layer"]
+
+# A generated line-end hyphen, which pdfium reports as one of these; the word goes on in the next line.
+_LINE_HYPHENS = "\x02\ufffe"
+
+
+def read_text_layer(page: pypdfium2.PdfPage, index: int) -> tuple[list[WordBox], str]:
+    """Read a page's words with their boxes, in the order of the text, and its text.
+
+    What was filled into forms and written on the page (free text, stamps) comes after the page's own text. For that,
+    annotations become a part of the page, in memory: draw the page before. A text layer that is rubbish counts as none.
+
+    Args:
+        page: An open page; the caller holds pdfium's lock.
+        index: The page's place in its document, from 0.
+    """
+    if not _flatten(page):
+        return _read_characters(page)
+    with closing(page.pdf[index]) as flattened:
+        return _read_characters(flattened)
+
+
+def _flatten(page: pypdfium2.PdfPage) -> bool:
+    """Make annotations that hold text a part of the page, seen when it is loaded anew; say if there are any."""
+    import pypdfium2.raw as pdfium
+
+    holding = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP)
+    for number in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, number)
+        if not annotation:
+            continue
+        subtype = pdfium.FPDFAnnot_GetSubtype(annotation)
+        pdfium.FPDFPage_CloseAnnot(annotation)
+        if subtype in holding:
+            return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
+    return False
+
+
+def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
+    import pypdfium2.raw as pdfium
+
+    text_page = page.get_textpage()
+    try:
+        # The handle itself: a helper object is asked for it at every call, a thousand times a page.
+        handle = text_page.raw
+        codes = [pdfium.FPDFText_GetUnicode(handle, index) for index in range(text_page.count_chars())]
+        if _is_rubbish(codes):
+            return [], ""
+        # One character of the string for one of pdfium's: positions in both are the same.
+        characters = "".join(map(_character, codes))
+        locate = _Locator(page, text_page)
+        words: list[WordBox] = []
+        pieces: list[str] = []
+        for match in re.finditer(r"\S+|\s+", characters):
+            piece = match.group()
+            if piece.isspace():
+                pieces.append("\n" if "\n" in piece else " ")
+                continue
+            # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
+            word = _join_surrogates(piece.translate({ord(hyphen): None for hyphen in _LINE_HYPHENS}))
+            first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
+            if not word:
+                continue
+            words.append(WordBox(word, *locate(match.start(), match.start() + len(first_half))))
+            pieces.append(word)
+        text = "".join(pieces).strip()
+    finally:
+        text_page.close()
+    return words, text
+
+
+def _is_rubbish(codes: Sequence[int]) -> bool:
+    """Say whether a fifth or more of what should be letters are none, for want of a map in their font."""
+    counts = Counter(codes)
+    rubbish = sum(count for code, count in counts.items() if _is_no_letter(code))
+    letters = sum(count for code, count in counts.items() if code > ord(" ") and not _is_no_letter(code))
+    return rubbish > 0 and 4 * rubbish >= letters
+
+
+def _is_no_letter(code: int) -> bool:
+    if code > sys.maxunicode or code == 0xFFFD:
+        return True
+    # What is 0 is read as a space, and \x02 and U+FFFE are hyphens.
+    return code not in (0, 2, 9, 10, 13, 0xFFFE) and unicodedata.category(chr(code)) in ("Cc", "Co", "Cn")
+
+
+def _character(code: int) -> str:
+    """Return a code's character; broken fonts have codes that are no character's."""
+    return chr(code) if 0 < code <= sys.maxunicode else "\ufffd" if code else " "
+
+
+def _join_surrogates(text: str) -> str:
+    """Letters beyond 16 bits come as two halves; a half without its other one is no letter."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _Locator:
+    """Characters of a text page -> their box as fractions of the upright page."""
+
+    # PageToDevice answers in whole pixels of an imagined bitmap: this many make it precise.
+    _UNITS = 1 << 16
+
+    def __init__(self, page: pypdfium2.PdfPage, text_page: pypdfium2.PdfTextPage) -> None:
+        self._page = page.raw
+        self._text_page = text_page.raw
+
+    def __call__(self, start: int, stop: int) -> tuple[float, float, float, float]:
+        import pypdfium2.raw as pdfium
+
+        char_left, char_bottom, char_right, char_top = (ctypes.c_double() for _ in range(4))
+        lefts, rights, bottoms, tops = [], [], [], []
+        for index in range(start, stop):
+            pdfium.FPDFText_GetCharBox(self._text_page, index, char_left, char_right, char_bottom, char_top)
+            lefts.append(char_left.value)
+            rights.append(char_right.value)
+            bottoms.append(char_bottom.value)
+            tops.append(char_top.value)
+        left, right, bottom, top = min(lefts), max(rights), min(bottoms), max(tops)
+        corners = [self._to_page(left, bottom), self._to_page(right, top)]
+        (x0, y0), (x1, y1) = corners
+        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+    def _to_page(self, x: float, y: float) -> tuple[float, float]:
+        import pypdfium2.raw as pdfium
+
+        device_x, device_y = ctypes.c_int(), ctypes.c_int()
+        pdfium.FPDF_PageToDevice(self._page, 0, 0, self._UNITS, self._UNITS, 0, x, y, device_x, device_y)
+        return device_x.value / self._UNITS, device_y.value / self._UNITS

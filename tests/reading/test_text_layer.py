@@ -1,0 +1,122 @@
+"""Text that people see -> text that is read, with boxes where it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pikepdf
+import pytest
+from reportlab.pdfgen.canvas import Canvas
+
+from llama_index_colqwen.pages import RenderedPage, WordBox
+from llama_index_colqwen.reading.rendering import Renderer, render_document
+from tests.documents import LETTER, Box
+
+
+def read(path: Path, renderer: Renderer = "pdfium", *, extract_text: bool = True) -> RenderedPage:
+    (page,) = render_document(path, path.name, renderer=renderer, extract_text=extract_text)
+    return page
+
+
+def box(word: WordBox) -> Box:
+    return word.left, word.top, word.right, word.bottom
+
+
+def assert_within(word: WordBox, left: float, bottom: float, right: float, top: float) -> None:
+    """Hold that a word's box is within a rectangle in points, and not a speck in it."""
+    width, height = LETTER
+    outer = (left / width, 1 - top / height, right / width, 1 - bottom / height)
+    assert outer[0] <= word.left < word.right <= outer[2], (word, outer)
+    assert outer[1] <= word.top < word.bottom <= outer[3], (word, outer)
+    assert (word.right - word.left) * width > 5 and (word.bottom - word.top) * height > 5
+
+
+def write_form(path: Path) -> Path:
+    canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
+    canvas.drawString(72, 700, "Printed heading")
+    form = canvas.acroForm
+    form.textfield(name="name", value="Smith", x=72, y=600, width=200, height=24)
+    form.listbox(name="list", value="Second", options=["First", "Second"], x=72, y=450, width=200, height=60)
+    form.choice(name="choice", value="Beta", options=["Alpha", "Beta"], x=72, y=400, width=200, height=24)
+    canvas.drawString(72, 300, "Printed footer")
+    canvas.save()
+    return path
+
+
+@pytest.mark.parametrize("appearances", [True, False])
+def test_what_was_filled_into_a_form_is_text_once_with_boxes(tmp_path: Path, appearances: bool) -> None:
+    path = write_form(tmp_path / "form.pdf")
+    if not appearances:  # as programs write forms that leave the drawing to the viewer
+        with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+            for annotation in pdf.pages[0].Annots:
+                del annotation["/AP"]
+            pdf.save(path)
+    page = read(path)
+    assert page.text.split() == ["Printed", "heading", "Printed", "footer", "Smith", "First", "Second", "Beta"]
+    words = {word.text: word for word in page.words}
+    assert_within(words["Smith"], 72, 600, 272, 624)
+    assert_within(words["First"], 72, 450, 272, 510)
+    assert_within(words["Beta"], 72, 400, 272, 424)
+    assert read(path, extract_text=False).image.tobytes() == page.image.tobytes()
+
+
+@pytest.mark.parametrize("subtype", ["FreeText", "Stamp"])
+def test_text_of_annotations_is_text_with_boxes(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "notes.pdf"
+    canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
+    canvas.drawString(72, 700, "Printed")
+    canvas.save()
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        font = pikepdf.Dictionary(Type=pikepdf.Name.Font, Subtype=pikepdf.Name.Type1, BaseFont=pikepdf.Name.Helvetica)
+        drawn = pdf.make_stream(b"BT /F 12 Tf 4 6 Td (Approved) Tj ET")
+        drawn.Type, drawn.Subtype, drawn.BBox = pikepdf.Name.XObject, pikepdf.Name.Form, [0, 0, 120, 20]
+        drawn.Resources = pikepdf.Dictionary(Font=pikepdf.Dictionary(F=font))
+        annotation = pikepdf.Dictionary(
+            Type=pikepdf.Name.Annot,
+            Subtype=pikepdf.Name("/" + subtype),
+            Rect=[300, 500, 420, 520],
+            AP=pikepdf.Dictionary(N=drawn),
+        )
+        pdf.pages[0].Annots = pdf.make_indirect(pikepdf.Array([pdf.make_indirect(annotation)]))
+        pdf.save(path)
+    page = read(path)
+    assert page.text.split() == ["Printed", "Approved"]
+    assert_within(page.words[1], 300, 500, 420, 520)
+    assert read(path, extract_text=False).image.tobytes() == page.image.tobytes()
+
+
+@pytest.mark.parametrize("renderer", ["pdfium", "poppler"])
+def test_form_is_read_whoever_draws_it(tmp_path: Path, renderer: Renderer) -> None:
+    if renderer == "poppler":
+        pytest.importorskip("pdf2image", reason="the [poppler] extra is not installed")
+    assert "Smith" in read(write_form(tmp_path / "form.pdf"), renderer).text
+
+
+def write_with_unicode_map(path: Path, string: str, mapped: dict[str, str]) -> Path:
+    """Write a line whose font says of some letters that they are others, given as UTF-16 in hex."""
+    canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
+    canvas.drawString(72, 700, string)
+    canvas.save()
+    pairs = "\n".join(f"<{ord(letter):02X}> <{code}>" for letter, code in mapped.items())
+    cmap = (
+        "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def\n"
+        f"1 begincodespacerange <00> <FF> endcodespacerange\n{len(mapped)} beginbfchar\n{pairs}\nendbfchar\n"
+        "endcmap end end"
+    )
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        for font in pdf.pages[0].Resources.Font.values():
+            font.ToUnicode = pdf.make_stream(cmap.encode())
+        pdf.save(path)
+    return path
+
+
+@pytest.mark.parametrize("code", ["0001", "E123", "FFFD"], ids=["control", "private", "replacement"])
+def test_text_layer_with_a_fifth_of_rubbish_is_none(tmp_path: Path, code: str) -> None:
+    path = write_with_unicode_map(tmp_path / "rubbish.pdf", "aaaabaaaab" * 4, {"b": code})
+    page = read(path)
+    assert (page.words, page.text) == ([], "")
+
+
+def test_text_layer_with_less_rubbish_is_text(tmp_path: Path) -> None:
+    page = read(write_with_unicode_map(tmp_path / "bullet.pdf", "aaaaabaaaaa", {"b": "E123"}))
+    assert page.text == "aaaaa\ue123aaaaa"
