@@ -8,13 +8,16 @@ import pikepdf
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
+from llama_index_colqwen import PDFPageReader
 from llama_index_colqwen.pages import RenderedPage, WordBox
-from llama_index_colqwen.reading.rendering import Renderer, render_document
+from llama_index_colqwen.reading import ocr
+from llama_index_colqwen.reading.rendering import Renderer
 from tests.documents import LETTER, Box
+from tests.reading.rendered import render_pages
 
 
 def read(path: Path, renderer: Renderer = "pdfium", *, extract_text: bool = True) -> RenderedPage:
-    (page,) = render_document(path, path.name, renderer=renderer, extract_text=extract_text)
+    (page,) = render_pages(path, path.name, renderer=renderer, extract_text=extract_text)
     return page
 
 
@@ -95,6 +98,7 @@ def test_form_is_read_whoever_draws_it(tmp_path: Path, renderer: Renderer) -> No
 def write_with_unicode_map(path: Path, string: str, mapped: dict[str, str]) -> Path:
     """Write a line whose font says of some letters that they are others, given as UTF-16 in hex."""
     canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
+    canvas.setFont("Helvetica", 24)
     canvas.drawString(72, 700, string)
     canvas.save()
     pairs = "\n".join(f"<{ord(letter):02X}> <{code}>" for letter, code in mapped.items())
@@ -115,6 +119,19 @@ def test_text_layer_with_a_fifth_of_rubbish_is_none(tmp_path: Path, code: str) -
     path = write_with_unicode_map(tmp_path / "rubbish.pdf", "aaaabaaaab" * 4, {"b": code})
     page = read(path)
     assert (page.words, page.text) == ([], "")
+
+
+def test_page_with_a_rubbish_text_layer_says_that_it_has_none(tmp_path: Path) -> None:
+    path = write_with_unicode_map(tmp_path / "rubbish.pdf", "settling basin", {letter: "0001" for letter in "aeint"})
+    (document,) = PDFPageReader(ocr="never").load_data(path)
+    assert (document.text, document.metadata["text_source"]) == ("", "none")
+
+
+@pytest.mark.skipif(not ocr.is_available(), reason="the [ocr] extra is not installed")
+def test_page_with_a_rubbish_text_layer_is_read_by_ocr(tmp_path: Path) -> None:
+    path = write_with_unicode_map(tmp_path / "rubbish.pdf", "settling basin", {letter: "0001" for letter in "aeint"})
+    (document,) = PDFPageReader().load_data(path)
+    assert (document.text, document.metadata["text_source"]) == ("settling basin", "ocr")
 
 
 def test_text_layer_with_less_rubbish_is_text(tmp_path: Path) -> None:
