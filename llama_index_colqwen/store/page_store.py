@@ -119,7 +119,8 @@ class StoreCheck:
 class MilvusPageStore:
     """Keep pages and their multi-vectors in Milvus, and find those that may answer a query.
 
-    Safe for many threads. A Milvus Lite file is held by one process at a time; `close()` releases it.
+    Safe for many threads. A Milvus Lite file is held by one process at a time; `close()` releases it. A server's
+    collection is shared: what other processes write there is seen a moment later, what this one writes at once.
 
     Options that are not given are the collection's own; for a new collection, those below.
 
