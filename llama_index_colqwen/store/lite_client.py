@@ -7,13 +7,17 @@ pages of vectors. Where the files do not lie as they did in 3.2, it is asked all
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from pymilvus import MilvusClient
 
 __all__ = ["LiteClient"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class LiteClient(MilvusClient):  # type: ignore[misc]  # pymilvus is untyped
@@ -25,10 +29,22 @@ class LiteClient(MilvusClient):  # type: ignore[misc]  # pymilvus is untyped
         self._folder = Path(path) / "collections"
 
     def create_collection(self, collection_name: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        """Create a collection, in place of one that a process died while it made: an empty folder."""
+        """Create a collection, also where a process died while it made or dropped one: its folder is there, in part.
+
+        Without its schema Milvus Lite knows nothing of such a folder, and fails over it. If it has data, that is moved
+        beside the collections: it may be a copy of a database that lacks files.
+        """
         folder = self._folder / collection_name
-        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
-            shutil.rmtree(folder)
+        if folder.is_dir() and not self.has_collection(collection_name):
+            if any(path.is_file() and path.name != "schema.json.tmp" for path in folder.rglob("*")):
+                kept = self._folder.parent / "leftovers" / f"{collection_name}-{time.time_ns()}"
+                kept.parent.mkdir(exist_ok=True)
+                folder.rename(kept)
+                _LOGGER.warning(
+                    "Files of a collection that was half made or half dropped are in %s; delete them.", kept
+                )
+            else:
+                shutil.rmtree(folder)
         super().create_collection(collection_name, *arguments, **options)
 
     def list_collections(self, **options: Any) -> list[str]:  # noqa: ANN401

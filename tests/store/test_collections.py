@@ -518,9 +518,17 @@ def test_store_of_a_server_works_in_a_forked_process(
     assert run_python(FORK_SERVER, uri, name, tmp_path / "cache").strip() == "done"
 
 
-def test_folder_of_a_collection_that_a_process_died_making_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "x.db" / "collections" / "pages_vectors").mkdir(parents=True)
-    with MilvusPageStore(tmp_path / "x.db") as store:
+@pytest.mark.parametrize("left", [None, "schema.json.tmp", "data/rows.parquet"])
+def test_folder_of_a_collection_that_a_process_died_making_or_dropping_is_taken_over(
+    tmp_path: Path, left: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "x.db" / "collections" / "pages_vectors"
+    (folder / "data").mkdir(parents=True)
+    if left is not None:
+        (folder / left).write_text("{")
+    with caplog.at_level(logging.WARNING), MilvusPageStore(tmp_path / "x.db") as store:
         store.open(FINGERPRINT)
         add(store, make_page("a"))
         assert [candidate.page_id for candidate in everything(store)] == ["a"]
+    kept = [str(path.relative_to(tmp_path)) for path in (tmp_path / "x.db").glob("leftovers/*/data/*")]
+    assert len(kept) == ("data/rows.parquet" == left) == caplog.text.count("half made or half dropped")
