@@ -12,9 +12,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
 from typing import TYPE_CHECKING
 
 from llama_index_colqwen.pages import WordBox
+from llama_index_colqwen.reading.words import TORN, split_words
 
 if TYPE_CHECKING:
     import pypdfium2
@@ -23,6 +25,7 @@ __all__ = ["read_text_layer"]
 
 # A generated line-end hyphen, which pdfium reports as one of these; the word goes on in the next line.
 _LINE_HYPHENS = "\x02\ufffe"
+_NOT_IN_WORDS = dict.fromkeys(map(ord, _LINE_HYPHENS + TORN))
 
 
 def read_text_layer(page: pypdfium2.PdfPage, index: int) -> tuple[list[WordBox], str]:
@@ -68,26 +71,23 @@ def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
         if _is_rubbish(codes):
             return [], ""
         # One character of the string for one of pdfium's: positions in both are the same.
-        characters = "".join(map(_character, codes))
+        characters, lines = split_words("".join(map(_character, codes)), text_page)
         locate = _Locator(page, text_page)
         words: list[WordBox] = []
-        pieces: list[str] = []
-        for match in re.finditer(r"\S+|\s+", characters):
-            piece = match.group()
-            if piece.isspace():
-                pieces.append("\n" if "\n" in piece else " ")
-                continue
-            # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
-            word = _join_surrogates(piece.translate({ord(hyphen): None for hyphen in _LINE_HYPHENS}))
-            first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
-            if not word:
-                continue
-            words.append(WordBox(word, *locate(match.start(), match.start() + len(first_half))))
-            pieces.append(word)
-        text = "".join(pieces).strip()
+        text: list[str] = []
+        for line in lines:
+            read: list[str] = []
+            for start, stop in line:
+                piece = characters[start:stop]
+                # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
+                if word := _join_surrogates(piece.translate(_NOT_IN_WORDS)):
+                    first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
+                    words.append(WordBox(word, *locate(start, start + len(first_half))))
+                    read.append(word)
+            text.append(" ".join(read))
     finally:
         text_page.close()
-    return words, text
+    return words, "\n".join(filter(None, text))
 
 
 def _is_rubbish(codes: Sequence[int]) -> bool:
@@ -105,9 +105,13 @@ def _is_no_letter(code: int) -> bool:
     return code not in (0, 2, 9, 10, 13, 0xFFFE) and unicodedata.category(chr(code)) in ("Cc", "Co", "Cn")
 
 
+@cache
 def _character(code: int) -> str:
-    """Return a code's character; broken fonts have codes that are no character's."""
-    return chr(code) if 0 < code <= sys.maxunicode else "\ufffd" if code else " "
+    """Return a code's character; broken fonts have codes that are no character's, and control codes for spaces."""
+    if code > sys.maxunicode:
+        return "\ufffd"
+    character = chr(code)
+    return " " if unicodedata.category(character) == "Cc" and character not in "\t\n\r\x02" else character
 
 
 def _join_surrogates(text: str) -> str:
@@ -118,32 +122,42 @@ def _join_surrogates(text: str) -> str:
 class _Locator:
     """Characters of a text page -> their box as fractions of the upright page."""
 
-    # PageToDevice answers in whole pixels of an imagined bitmap: this many make it precise.
-    _UNITS = 1 << 16
-
     def __init__(self, page: pypdfium2.PdfPage, text_page: pypdfium2.PdfTextPage) -> None:
-        self._page = page.raw
         self._text_page = text_page.raw
+        self._edges = tuple(ctypes.c_double() for _ in range(4))  # as pdfium gives them: left, right, bottom, top
+        self._from_points = _page_matrix(page)
 
     def __call__(self, start: int, stop: int) -> tuple[float, float, float, float]:
         import pypdfium2.raw as pdfium
 
-        char_left, char_bottom, char_right, char_top = (ctypes.c_double() for _ in range(4))
+        left, right, bottom, top = self._edges
         lefts, rights, bottoms, tops = [], [], [], []
         for index in range(start, stop):
-            pdfium.FPDFText_GetCharBox(self._text_page, index, char_left, char_right, char_bottom, char_top)
-            lefts.append(char_left.value)
-            rights.append(char_right.value)
-            bottoms.append(char_bottom.value)
-            tops.append(char_top.value)
-        left, right, bottom, top = min(lefts), max(rights), min(bottoms), max(tops)
-        corners = [self._to_page(left, bottom), self._to_page(right, top)]
-        (x0, y0), (x1, y1) = corners
+            pdfium.FPDFText_GetCharBox(self._text_page, index, left, right, bottom, top)
+            lefts.append(left.value)
+            rights.append(right.value)
+            bottoms.append(bottom.value)
+            tops.append(top.value)
+        x0, y0 = self._to_page(min(lefts), min(bottoms))
+        x1, y1 = self._to_page(max(rights), max(tops))
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
     def _to_page(self, x: float, y: float) -> tuple[float, float]:
-        import pypdfium2.raw as pdfium
+        a, b, c, d, e, f = self._from_points
+        return a * x + c * y + e, b * x + d * y + f
 
-        device_x, device_y = ctypes.c_int(), ctypes.c_int()
-        pdfium.FPDF_PageToDevice(self._page, 0, 0, self._UNITS, self._UNITS, 0, x, y, device_x, device_y)
-        return device_x.value / self._UNITS, device_y.value / self._UNITS
+
+def _page_matrix(page: pypdfium2.PdfPage) -> tuple[float, float, float, float, float, float]:
+    """Return a, b, c, d, e, f of (a * x + c * y + e, b * x + d * y + f): points to fractions of the upright page."""
+    import pypdfium2.raw as pdfium
+
+    # pdfium answers in whole pixels of a bitmap that need not exist: 2^20 pixels wide and high, it is exact enough.
+    side, points = 1 << 20, 1 << 10
+    x, y = ctypes.c_int(), ctypes.c_int()
+
+    def convert(*point: float) -> tuple[float, float]:
+        pdfium.FPDF_PageToDevice(page.raw, 0, 0, side, side, 0, *point, x, y)
+        return x.value / side, y.value / side
+
+    (e, f), (right_x, right_y), (up_x, up_y) = convert(0, 0), convert(points, 0), convert(0, points)
+    return (right_x - e) / points, (right_y - f) / points, (up_x - e) / points, (up_y - f) / points, e, f

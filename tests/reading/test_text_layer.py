@@ -95,12 +95,8 @@ def test_form_is_read_whoever_draws_it(tmp_path: Path, renderer: Renderer) -> No
     assert "Smith" in read(write_form(tmp_path / "form.pdf"), renderer).text
 
 
-def write_with_unicode_map(path: Path, string: str, mapped: dict[str, str]) -> Path:
-    """Write a line whose font says of some letters that they are others, given as UTF-16 in hex."""
-    canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
-    canvas.setFont("Helvetica", 24)
-    canvas.drawString(72, 700, string)
-    canvas.save()
+def map_to_unicode(path: Path, mapped: dict[str, str]) -> None:
+    """Have letters of a page's fonts stand for other characters, given by their code in hexadecimal digits."""
     pairs = "\n".join(f"<{ord(letter):02X}> <{code}>" for letter, code in mapped.items())
     cmap = (
         "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def\n"
@@ -111,6 +107,15 @@ def write_with_unicode_map(path: Path, string: str, mapped: dict[str, str]) -> P
         for font in pdf.pages[0].Resources.Font.values():
             font.ToUnicode = pdf.make_stream(cmap.encode())
         pdf.save(path)
+
+
+def write_with_unicode_map(path: Path, string: str, mapped: dict[str, str]) -> Path:
+    """Write a line whose font says of some letters that they are others, given as UTF-16 in hex."""
+    canvas = Canvas(str(path), pagesize=LETTER, invariant=1)
+    canvas.setFont("Helvetica", 24)
+    canvas.drawString(72, 700, string)
+    canvas.save()
+    map_to_unicode(path, mapped)
     return path
 
 
