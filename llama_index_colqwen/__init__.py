@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.errors import (
         CollectionNotFoundError,
         ColQwenError,
+        ConverterNotFoundError,
         DeviceMemoryError,
         DimensionMismatchError,
         DocumentError,
@@ -63,6 +64,7 @@ _MODULES = {
     "errors": [
         "CollectionNotFoundError",
         "ColQwenError",
+        "ConverterNotFoundError",
         "DeviceMemoryError",
         "DimensionMismatchError",
         "DocumentError",
@@ -108,6 +110,7 @@ __all__ = [
     "ColQwenEmbedder",
     "ColQwenIndex",
     "ColQwenRetriever",
+    "ConverterNotFoundError",
     "DeviceMemoryError",
     "DimensionMismatchError",
     "DocumentError",

@@ -111,7 +111,11 @@ class UnsupportedDocumentError(DocumentError):
 
 
 class EncryptedDocumentError(DocumentError):
-    """The PDF is encrypted, and the password is missing or wrong."""
+    """The document is encrypted, and the password is missing or wrong; office documents are not decrypted at all."""
+
+
+class ConverterNotFoundError(DocumentError):
+    """The file is read through LibreOffice, which is not installed."""
 
 
 class UnreadableDocumentError(DocumentError):

@@ -76,6 +76,8 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _extra("ocr", "rapidocr", "onnxruntime")
     yield _extra("poppler", "pdf2image")
     yield _poppler_programs()
+    yield _libreoffice()
+    yield _extra("heic", "pillow-heif")
     yield _extra("colqwen", "torch", "torchvision", "transformers", "colpali-engine")
     yield _extra("sentence-transformers", "sentence-transformers")
     yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client", "uvicorn")
@@ -153,6 +155,15 @@ def _poppler_programs() -> Finding:
     if path:
         return Finding("Poppler's programs", True, path)
     return Finding("Poppler's programs", False, "pdftoppm is not on the PATH", "apt-get install poppler-utils")
+
+
+def _libreoffice() -> Finding:
+    from llama_index_colqwen.reading.office import INSTALL_CONVERTER, find_converter
+
+    path = find_converter()
+    if path:
+        return Finding("LibreOffice, for office documents", True, path)
+    return Finding("LibreOffice, for office documents", False, "soffice is not on the PATH", INSTALL_CONVERTER)
 
 
 def _devices() -> str:

@@ -27,7 +27,7 @@ class _OnError(str, Enum):
 
 
 def index(
-    paths: Annotated[list[str], typer.Argument(help="PDFs, images, or folders of them.")],
+    paths: Annotated[list[str], typer.Argument(help="PDFs, images, office documents, or folders of them.")],
     uri: Uri = "./colqwen.db",
     token: Token = None,
     collection_name: CollectionName = "pages",

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -66,8 +66,14 @@ def render_pdf(
     extract_text: bool,
     password: str | None,
     pages: range | None = None,
+    *,
+    outline_labels: bool = False,
 ) -> Iterator[RenderedPage | DocumentError]:
-    """Render a PDF, or those of its pages, page by page; the arguments and errors are `rendering.render_document`'s."""
+    """Render a PDF, or those of its pages, page by page; the arguments and errors are `rendering.render_document`'s.
+
+    With `outline_labels`, pages are called what the outline calls the part that they are in: the sheets of a
+    spreadsheet.
+    """
     indexes = range(count_pages(source, name, renderer, password)) if pages is None else pages
     with ExitStack() as opened:
         try:
@@ -77,6 +83,7 @@ def render_pdf(
                 raise
             yield from _draw_alone_with_poppler(source, name, indexes, max_pixels, password)
             return
+        labels = _outline_labels(pdf) if outline_labels else {}
         for start in range(0, len(indexes), _POPPLER_PAGES):
             some = indexes[start : start + _POPPLER_PAGES]
             placed = {index: _place_page(pdf, index, name, max_pixels) for index in some}
@@ -88,7 +95,24 @@ def render_pdf(
                 elif isinstance(image, DocumentError):
                     yield image
                 else:
-                    yield _read_page(pdf, index, name, placement, image, extract_text=extract_text)
+                    page = _read_page(pdf, index, name, placement, image, extract_text=extract_text)
+                    yield replace(page, page_label=labels[index]) if index in labels else page  # type: ignore[type-var]
+
+
+def _outline_labels(pdf: pypdfium2.PdfDocument) -> dict[int, str]:
+    """Name pages by the entry of the outline that is at or before them: "Costs", "Costs (2)"."""
+    with _PDFIUM_LOCK:
+        entries = [(entry.get_dest(), entry.get_title()) for entry in pdf.get_toc(max_depth=1)]
+        starts = {dest.get_index(): title for dest, title in entries if dest is not None}
+        count = len(pdf)
+    labels: dict[int, str] = {}
+    first, title = 0, ""
+    for index in range(count):
+        if index in starts:
+            first, title = index, starts[index]
+        if title:
+            labels[index] = title if index == first else f"{title} ({index - first + 1})"
+    return labels
 
 
 @dataclass(frozen=True)

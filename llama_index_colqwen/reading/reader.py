@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -26,11 +27,18 @@ from llama_index.core.schema import Document, ImageDocument, MediaResource
 from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import look_ahead
-from llama_index_colqwen.errors import DocumentError, DocumentNotFoundError, InvalidOptionError, MissingDependencyError
+from llama_index_colqwen.errors import (
+    ConverterNotFoundError,
+    DocumentError,
+    DocumentNotFoundError,
+    InvalidOptionError,
+    MissingDependencyError,
+)
 from llama_index_colqwen.images import encode_image, image_sha256, write_atomically, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
 from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
 from llama_index_colqwen.reading import ocr
+from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert
 from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     SUPPORTED_SUFFIXES,
@@ -55,6 +63,7 @@ _Read: TypeAlias = "_Page | DocumentError"
 _Part: TypeAlias = Callable[[], Iterable[_Read]]
 
 _PART_PAGES = 8  # read by a worker process at a time
+_CONVERTED_FILES = 16  # by one run of LibreOffice, of which the first page waits
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -77,6 +86,11 @@ class _File:
     source: Path | bytes | None
     fs: AbstractFileSystem | None = None
     document_id: str = ""
+    from_folder: bool = False
+
+    @property
+    def suffix(self) -> str:
+        return PurePath(self.name).suffix.lower()
 
     def load(self) -> Path | bytes:
         if self.source is not None:
@@ -93,10 +107,55 @@ class _Page:
     lacks_text: bool
 
 
-class PDFPageReader(BasePydanticReader):
-    """Read PDFs and images as pages: a `Document` each, ready for `ColQwenIndex`, with an id that never changes.
+class _LeftOut:
+    """What could not be read of some files; said at the end, once for each reason."""
 
-    PDF, PNG, JPEG, WebP and (multi-page) TIFF. Also `SimpleDirectoryReader(file_extractor={".pdf": PDFPageReader()})`.
+    def __init__(self, files: Sequence[_File]) -> None:
+        self.without_text: list[str] = []
+        self._files = files
+        self._skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
+        self._unconverted: list[ConverterNotFoundError] = []
+
+    def add(self, number: int, error: DocumentError, on_error: Literal["raise", "skip"]) -> None:
+        """Note an error of a file, or raise it."""
+        if isinstance(error, ConverterNotFoundError) and self._files[number].from_folder:
+            self._unconverted.append(error)
+        elif on_error == "raise":
+            raise error
+        else:
+            self._skipped.setdefault(number, []).append(str(error))
+
+    def warn(self) -> None:
+        """Say it; a folder in which nothing could be converted is an error."""
+        if self._unconverted:
+            first, *rest = self._unconverted
+            if len(self._unconverted) == len(self._files):
+                raise first
+            warnings.warn(f"{first}{_and_more(rest, 'files')}", SkippedDocumentWarning, stacklevel=3)
+        if self._skipped:
+            told = "; ".join(f"{first}{_and_more(rest, 'of its pages')}" for first, *rest in self._skipped.values())
+            number = f"{len(self._skipped)} of {len(self._files)} files"
+            warnings.warn(
+                f"{number} could not be read, wholly or in part: {told}", SkippedDocumentWarning, stacklevel=3
+            )
+        if self.without_text:
+            message = (
+                f"No text layer on {_name_some(self.without_text)}, and OCR is not installed: their text is empty. "
+            )
+            install = "pip install 'llama-index-colqwen[ocr]'"
+            warnings.warn(message + f"Install it with: {install}", MissingTextWarning, stacklevel=3)
+
+
+class PDFPageReader(BasePydanticReader):
+    """Read PDFs, images and office documents as pages: a `Document` each, with an id that never changes.
+
+    - PDF.
+    - PNG, JPEG, WebP, GIF, BMP, AVIF, HEIC (extra `[heic]`) and multi-page TIFF.
+    - Through LibreOffice, where it is installed: slides (.pptx .ppt .odp), texts (.docx .doc .odt .rtf .txt .md),
+      sheets (.xlsx .xls .ods .csv), and .html, .epub and .eml. They run no macros and fetch nothing. `page_label` is
+      the slide's number, or the sheet's name.
+
+    Also `SimpleDirectoryReader(file_extractor={".pdf": PDFPageReader()})`.
 
     Every document has the page's text (text layer, or OCR), its image (`image_path` with `image_dir`, else inline as
     base64 JPEG), and this metadata: `file_name` and `page_label`, which a language model sees, and, hidden from it,
@@ -105,8 +164,9 @@ class PDFPageReader(BasePydanticReader):
     `file_name`, and an escape in its `file_path`, which so is no other file's, but opens none.
 
     Attributes:
-        image_dir: Where page images are written, once: a second reading writes nothing. What OCR read is kept there
-            too, and nothing there is read as a document. `~` is the home folder. None keeps images inline.
+        image_dir: Where page images are written, once: a second reading writes nothing. What OCR read and what
+            LibreOffice converted is kept there too, and nothing there is read as a document. `~` is the home folder.
+            None keeps images inline.
         renderer: "pdfium", or "poppler" (extra `[poppler]` and poppler's programs; 2-4 times slower).
         max_pixels: A page is drawn to about this many pixels: by default 150 dpi for a letter page, fewer dpi for a
             poster.
@@ -118,6 +178,7 @@ class PDFPageReader(BasePydanticReader):
         num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
             40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; they take seconds to
             start. Order and errors stay the same.
+        convert_timeout: How many seconds LibreOffice may take for a document.
     """
 
     image_dir: str | Path | None = None
@@ -128,6 +189,7 @@ class PDFPageReader(BasePydanticReader):
     password: str | None = Field(default=None, repr=False, exclude=True)
     on_error: Literal["raise", "skip"] = "raise"
     num_workers: int = Field(default=1, ge=1)
+    convert_timeout: float = Field(default=120, gt=0)
 
     model_config = {"extra": "forbid", "validate_assignment": True}
 
@@ -194,6 +256,8 @@ class PDFPageReader(BasePydanticReader):
             UnsupportedDocumentError: If a file given by name is of a type that is not read.
             EncryptedDocumentError: If a password is missing or wrong.
             UnreadableDocumentError: If a file is truncated, corrupt, or has no pages.
+            ConverterNotFoundError: If a file needs LibreOffice, which is not installed. In a folder such files are left
+                out with a `SkippedDocumentWarning`, whatever `on_error` is, unless nothing else is there.
             MissingDependencyError: If an option needs an extra that is not installed.
         """
         # The paths are looked up now and not at the first page, so that a typing error is heard where it is made.
@@ -203,30 +267,57 @@ class PDFPageReader(BasePydanticReader):
     def _read(
         self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
     ) -> Generator[Document, None, None]:
-        skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
-        without_text: list[str] = []
-        with tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress:
-            for number, read in self._parts(files, extra_info):
+        left_out = _LeftOut(files)
+        with (
+            tempfile.TemporaryDirectory(prefix="colqwen-") as scratch,
+            tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
+        ):
+            for number, read in self._parts(self._converted(files, Path(scratch)), extra_info):
                 for page in read():
                     if isinstance(page, DocumentError):
-                        if self.on_error == "raise":
-                            raise page
-                        skipped.setdefault(number, []).append(str(page))
+                        left_out.add(number, page, self.on_error)
                         continue
                     if page.lacks_text:
-                        without_text.append(f"{files[number].name} page {page.document.metadata['page_number']}")
+                        left_out.without_text.append(
+                            f"{files[number].name} page {page.document.metadata['page_number']}"
+                        )
                     progress.update()
                     yield page.document
-        if skipped:
-            told = "; ".join(f"{first}{_and_more(rest)}" for first, *rest in skipped.values())
-            message = f"{len(skipped)} of {len(files)} files could not be read, wholly or in part: {told}"
-            warnings.warn(message, SkippedDocumentWarning, stacklevel=2)
-        if without_text:
-            message = f"No text layer on {_name_some(without_text)}, and OCR is not installed: their text is empty. "
-            install = "pip install 'llama-index-colqwen[ocr]'"
-            warnings.warn(message + f"Install it with: {install}", MissingTextWarning, stacklevel=2)
+        left_out.warn()
 
-    def _parts(self, files: Sequence[_File], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
+    def _converted(self, files: Sequence[_File], scratch: Path) -> Iterator[_File | DocumentError]:
+        """Yield the files, office documents as the PDFs that they are converted to when the first of some is needed."""
+        office = [number for number, file in enumerate(files) if file.suffix in OFFICE_SUFFIXES]
+        done: dict[int, _File | DocumentError] = {}
+        for number, file in enumerate(files):
+            if file.suffix not in OFFICE_SUFFIXES:
+                yield file
+                continue
+            if number not in done:
+                some = office[office.index(number) :][:_CONVERTED_FILES]
+                done = dict(zip(some, self._convert([files[one] for one in some], scratch), strict=True))
+            yield done.pop(number)
+
+    def _convert(self, files: Sequence[_File], scratch: Path) -> list[_File | DocumentError]:
+        folder = scratch if self.image_dir is None else Path(self.image_dir) / "converted"
+        found: list[tuple[str, _File | DocumentError]] = []
+        todo: dict[str, OfficeFile] = {}
+        for file in files:
+            try:
+                source = file.load()
+                document_id = _sha256(source)
+            except DocumentError as error:
+                found.append(("", error))
+                continue
+            key = f"{document_id}{file.suffix}"
+            path = folder / f"{key}.pdf"
+            if not path.exists():
+                todo[key] = OfficeFile(file.name, file.suffix, source)
+            found.append((key, replace(file, source=path, fs=None, document_id=document_id)))
+        errors = convert(todo, folder, self.convert_timeout) if todo else {}
+        return [errors.get(key, file) for key, file in found]
+
+    def _parts(self, files: Iterable[_File | DocumentError], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
         """Say for every file by its number, or for parts of it, how its pages are had."""
         # multiprocessing's daemonic processes, such as SimpleDirectoryReader's, have no children.
         if self.num_workers == 1 or multiprocessing.current_process().daemon:
@@ -238,8 +329,10 @@ class PDFPageReader(BasePydanticReader):
         def submitted() -> Iterator[tuple[int, _Part]]:
             for number, file in enumerate(files):
                 try:
+                    if isinstance(file, DocumentError):
+                        raise file
                     source = file.load()
-                    loaded = replace(file, source=source, fs=None, document_id=_sha256(source))
+                    loaded = replace(file, source=source, fs=None, document_id=file.document_id or _sha256(source))
                     ranges = split_pages(source, file.name, self.renderer, self.password, _PART_PAGES)
                 except DocumentError as error:
                     failed: list[_Read] = [error]
@@ -250,7 +343,12 @@ class PDFPageReader(BasePydanticReader):
 
         yield from look_ahead(submitted(), 2 * self.num_workers)
 
-    def _read_file(self, file: _File, extra_info: dict[str, Any], indexes: range | None = None) -> Iterator[_Read]:
+    def _read_file(
+        self, file: _File | DocumentError, extra_info: dict[str, Any], indexes: range | None = None
+    ) -> Iterator[_Read]:
+        if isinstance(file, DocumentError):
+            yield file
+            return
         try:
             source = file.load()
             document_id = file.document_id or _sha256(source)
@@ -416,7 +514,9 @@ def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
         chosen = [path]
     else:
         raise DocumentNotFoundError(f"{_readable_name(str(path))}: there is no such file or folder.")
-    return [_File(_readable_name(child.name), str(child.resolve()), child) for child in chosen]
+    return [
+        _File(_readable_name(child.name), str(child.resolve()), child, from_folder=path.is_dir()) for child in chosen
+    ]
 
 
 def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
@@ -424,7 +524,7 @@ def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
         root = PurePosixPath(fs._strip_protocol(path))
         inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
         chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
-        return [_File(_readable_name(child.name), str(child), None, fs) for child in chosen]
+        return [_File(_readable_name(child.name), str(child), None, fs, from_folder=True) for child in chosen]
     if not fs.exists(path):
         raise DocumentNotFoundError(f"{_readable_name(path)}: there is no such file or folder on {type(fs).__name__}.")
     return [_File(_readable_name(PurePosixPath(path).name), path, None, fs)]
@@ -458,8 +558,8 @@ def _sha256(source: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-def _and_more(pages: Sequence[object]) -> str:
-    return f" (and so are {len(pages)} more of its pages)" if pages else ""
+def _and_more(others: Sequence[object], what: str) -> str:
+    return f" (The same is true of {len(others)} more {what}.)" if others else ""
 
 
 def _name_some(names: Sequence[str], most: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""A PDF or image file -> upright page images on white, text layer, word boxes.
+"""A PDF or image file -> upright page images on white, text layer, word boxes; office documents as their PDFs.
 
 Knows nothing of LlamaIndex, of embedders, or of where page images are kept.
 """
@@ -16,9 +16,15 @@ from pathlib import Path
 from PIL import Image, ImageSequence
 
 from llama_index_colqwen.concurrency import Lock
-from llama_index_colqwen.errors import DocumentError, UnreadableDocumentError, UnsupportedDocumentError
+from llama_index_colqwen.errors import (
+    DocumentError,
+    MissingDependencyError,
+    UnreadableDocumentError,
+    UnsupportedDocumentError,
+)
 from llama_index_colqwen.images import fit_size, to_rgb
 from llama_index_colqwen.pages import RenderedPage
+from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, SHEET_SUFFIXES
 from llama_index_colqwen.reading.pdf import Renderer, count_pages, render_pdf
 
 __all__ = [
@@ -30,10 +36,14 @@ __all__ = [
 ]
 
 _PDF_SUFFIXES = frozenset({".pdf"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-# How PNG, JPEG, WebP and TIFF files begin: what has no name is known by these.
-_IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"II*\0", b"MM\0*")
-SUPPORTED_SUFFIXES = _PDF_SUFFIXES | _IMAGE_SUFFIXES
+_IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+_IMAGE_FORMATS = frozenset({"AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
+# How such images begin: what has no name is known by these, and by what AVIF and HEIC have from byte 4 on.
+_IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
+_HEIF_HEAD = b"ftyp"
+SUPPORTED_SUFFIXES = _PDF_SUFFIXES | _IMAGE_SUFFIXES | OFFICE_SUFFIXES
 
 DEFAULT_MAX_PIXELS = 2_103_750
 """A letter page at 150 dpi (1275 x 1650): 1.9 times, linearly, what ColQwen2's 768 visual tokens can see."""
@@ -56,7 +66,7 @@ def render_document(
     """Render a document page by page; memory is bounded by one page (by a few, with poppler).
 
     Args:
-        source: A file on this machine, or its bytes.
+        source: A file on this machine, or its bytes; for an office document, the PDF that it was converted to.
         name: The file's name: error messages start with it, and its suffix says what the content has to be. Without a
             suffix the content says.
         renderer: For PDFs; images are decoded by Pillow.
@@ -76,7 +86,8 @@ def render_document(
         MissingDependencyError: If poppler is asked for and not installed.
     """
     if _is_pdf(source, name):
-        yield from render_pdf(source, name, renderer, max_pixels, extract_text, password, pages)
+        sheets = Path(name).suffix.lower() in SHEET_SUFFIXES
+        yield from render_pdf(source, name, renderer, max_pixels, extract_text, password, pages, outline_labels=sheets)
     else:
         yield from _render_image_file(source, name, max_pixels)
 
@@ -96,13 +107,14 @@ def split_pages(
 
 
 def _is_pdf(source: Path | bytes, name: str) -> bool:
-    head = source[:1024] if isinstance(source, bytes) else _read_head(source, name)
+    head = _head(source, name)
     suffix = Path(name).suffix.lower()
     # Readers accept a header that is not at byte 0, but within the first kilobyte.
     pdf_content = b"%PDF-" in head
     if not head:
         raise UnreadableDocumentError(f"{name}: the file is empty.")
-    if suffix not in SUPPORTED_SUFFIXES and (suffix or not (pdf_content or head.startswith(_IMAGE_HEADS))):
+    image_content = head.startswith(_IMAGE_HEADS) or head[4:8] == _HEIF_HEAD
+    if suffix not in SUPPORTED_SUFFIXES and (suffix or not (pdf_content or image_content)):
         raise UnsupportedDocumentError(
             f"{name}: files of type {suffix or '(none)'} are not read; supported are "
             f"{', '.join(sorted(SUPPORTED_SUFFIXES))}."
@@ -112,21 +124,26 @@ def _is_pdf(source: Path | bytes, name: str) -> bool:
     return pdf_content or suffix in _PDF_SUFFIXES
 
 
-def _read_head(path: Path, name: str) -> bytes:
+def _head(source: Path | bytes, name: str) -> bytes:
+    if isinstance(source, bytes):
+        return source[:1024]
     try:
-        with path.open("rb") as file:
+        with source.open("rb") as file:
             return file.read(1024)
     except OSError as error:
         raise UnreadableDocumentError(f"{name}: the file cannot be read ({error.strerror}).") from error
 
 
 def _render_image_file(source: Path | bytes, name: str, max_pixels: int) -> Iterator[RenderedPage]:
+    head = _head(source, name)
+    if head[4:8] == _HEIF_HEAD and head[8:12] != b"avif":
+        _know_heif()
     with _decoding(name):
         opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     with opened:
-        if opened.format not in {"PNG", "JPEG", "MPO", "WEBP", "TIFF"}:
+        if opened.format not in _IMAGE_FORMATS:
             raise UnreadableDocumentError(f"{name}: this is a {opened.format} file by its content.")
-        # Only a TIFF's frames are pages; in PNG, WebP and MPO they are an animation or a second view.
+        # Only a TIFF's frames are pages; in others they are an animation or a second view.
         frames = ImageSequence.Iterator(opened) if opened.format == "TIFF" else iter([opened])
         for number in itertools.count(1):
             with _decoding(f"{name}: page {number}"):
@@ -135,6 +152,14 @@ def _render_image_file(source: Path | bytes, name: str, max_pixels: int) -> Iter
             if image is None:
                 return
             yield RenderedPage(number, str(number), image, [], "")
+
+
+def _know_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise MissingDependencyError("Reading HEIC images needs pillow-heif", "heic") from error
+    pillow_heif.register_heif_opener()
 
 
 # Warning filters belong to the whole process: threads that change them take turns.

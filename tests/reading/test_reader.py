@@ -211,7 +211,7 @@ def test_folder_is_read_recursively_in_order_of_name_without_hidden_files(tmp_pa
     for name in ("b.pdf", "a/2.pdf", "a/1.pdf", "c/d/e.pdf", ".hidden.pdf", ".git/x.pdf", "c/.cache/y.pdf"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_text_pdf(tmp_path / name, name)
-    (tmp_path / "notes.txt").write_text("not read")
+    (tmp_path / "notes.log").write_text("not read")
     (tmp_path / "z.PNG").write_bytes(encode(quadrants(), "PNG"))
     found = [Path(document.metadata["file_path"]).relative_to(tmp_path) for document in reader().load_data(tmp_path)]
     assert [path.as_posix() for path in found] == ["a/1.pdf", "a/2.pdf", "b.pdf", "c/d/e.pdf", "z.PNG"]
@@ -233,7 +233,7 @@ def test_list_is_read_in_the_order_given(tmp_path: Path) -> None:
     assert documents[2].node_id == documents[0].node_id
 
 
-@pytest.mark.parametrize("image_format", ["PDF", "PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("image_format", ["PDF", "PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
 def test_bytes_without_a_file_name_are_read_by_their_content(image_format: str) -> None:
     data = encode(quadrants(), image_format)
     (document,) = reader().load_data(data)
@@ -255,7 +255,7 @@ def test_missing_path_is_noticed_before_the_first_page_is_asked_for(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("files", "problem"),
-    [([], "no files at all"), (["letter.docx", "b.DOCX"], r"only files of type \.docx; supported are .*\.pdf")],
+    [([], "no files at all"), (["letter.pages", "b.PAGES"], r"only files of type \.pages; supported are .*\.pdf")],
     ids=["empty", "only-docx"],
 )
 def test_folder_with_nothing_to_read_says_what_it_has(tmp_path: Path, files: list[str], problem: str) -> None:
@@ -276,9 +276,9 @@ def test_source_of_another_type_is_refused() -> None:
 
 
 def test_unsupported_file_given_by_name_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "letter.docx").write_bytes(b"PK")
-    with pytest.raises(UnsupportedDocumentError, match=r"^letter\.docx: .*\.docx.*\.pdf"):
-        reader().load_data(tmp_path / "letter.docx")
+    (tmp_path / "letter.pages").write_bytes(b"PK")
+    with pytest.raises(UnsupportedDocumentError, match=r"^letter\.pages: .*\.pages.*\.pdf"):
+        reader().load_data(tmp_path / "letter.pages")
 
 
 def test_file_on_an_fsspec_file_system(pdf: Path, memory: Any) -> None:  # noqa: ANN401
@@ -292,7 +292,7 @@ def test_file_on_an_fsspec_file_system(pdf: Path, memory: Any) -> None:  # noqa:
 
 def test_folder_on_an_fsspec_file_system_is_read_as_a_local_one(memory: Any) -> None:  # noqa: ANN401
     picture = encode(quadrants(), "PNG")
-    for name in ("b.png", "a/2.png", "a/1.png", ".hidden.png", ".git/x.png", "a/.cache/y.png", "notes.txt"):
+    for name in ("b.png", "a/2.png", "a/1.png", ".hidden.png", ".git/x.png", "a/.cache/y.png", "notes.log"):
         memory.pipe(f"/docs/{name}", picture)
     documents = reader().load_data("/docs", fs=memory)
     assert [document.metadata["file_path"] for document in documents] == [
@@ -302,9 +302,9 @@ def test_folder_on_an_fsspec_file_system_is_read_as_a_local_one(memory: Any) -> 
     ]
 
 
-@pytest.mark.parametrize(("path", "problem"), [("/docs/none.pdf", "no such file"), ("/docs", r"only .*\.docx")])
+@pytest.mark.parametrize(("path", "problem"), [("/docs/none.pdf", "no such file"), ("/docs", r"only .*\.pages")])
 def test_nothing_to_read_on_an_fsspec_file_system(memory: Any, path: str, problem: str) -> None:  # noqa: ANN401
-    memory.pipe("/docs/letter.docx", b"PK")
+    memory.pipe("/docs/letter.pages", b"PK")
     with pytest.raises(DocumentNotFoundError, match=problem):
         reader().load_data(path, fs=memory)
 
