@@ -66,12 +66,23 @@ class Lock:
         if not hold:
             after_fork(self._begin)
         elif _CAN_FORK:
-            os.register_at_fork(
-                before=self.__enter__, after_in_parent=self._lock.release, after_in_child=self._lock.release
-            )
+            os.register_at_fork(before=self._hold, after_in_parent=self._end_hold, after_in_child=self._end_hold)
+
+    def abandon(self) -> None:
+        """Have forks wait for it no longer: the thread that has it will not give it back."""
+        self._abandoned = True
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
+        self._abandoned = False
+
+    def _hold(self) -> None:
+        if not self._abandoned:
+            self._lock.acquire()
+
+    def _end_hold(self) -> None:
+        if not self._abandoned:
+            self._lock.release()
 
     def __enter__(self) -> None:
         """Wait for it, and take it."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import multiprocessing
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import (
     DocumentError,
     EncryptedDocumentError,
@@ -27,12 +28,13 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.images import fit_size
 from llama_index_colqwen.pages import RenderedPage
 from llama_index_colqwen.reading.text_layer import read_text_layer
+from llama_index_colqwen.reading.time_limit import PDFIUM_LOCK, LateError, PdfiumLostError, in_time, is_pdfium_lost
 
 if TYPE_CHECKING:
     import pypdfium2
     from PIL import Image
 
-__all__ = ["Renderer", "count_pages", "render_pdf"]
+__all__ = ["PdfJob", "Renderer", "count_pages", "render_pdf"]
 
 Renderer: TypeAlias = Literal["pdfium", "poppler"]
 
@@ -41,67 +43,162 @@ _POPPLER_PAGES = 8  # drawn by one process of poppler
 # Small pages (receipts, cards) are not blown up beyond print resolution.
 _MAX_DPI = 300
 
-# pdfium keeps global state and is not thread-safe: every call into it holds this lock, and forks wait for it.
-_PDFIUM_LOCK = Lock(hold=True)
-
 _PDFIUM_PASSWORD_ERROR = 4
 
 
-def count_pages(source: Path | bytes, name: str, renderer: Renderer, password: str | None) -> int:
-    """Count a PDF's pages; the arguments and errors are `rendering.render_document`'s."""
+@dataclass(frozen=True)
+class PdfJob:
+    """A PDF, and how its pages are to be drawn; see `rendering.render_document`."""
+
+    source: Path | bytes
+    name: str
+    renderer: Renderer
+    password: str | None
+    page_timeout: float
+    max_pixels: int = 1
+    extract_text: bool = True
+    pages: range | None = None
+    outline_labels: bool = False
+    """Whether pages are called what the outline calls the part that they are in: the sheets of a spreadsheet."""
+
+
+def count_pages(job: PdfJob) -> int:
+    """Count a PDF's pages; the errors are `rendering.render_document`'s."""
+    if not is_pdfium_lost():
+        try:
+            (count,) = in_time(lambda: map(_count, [job]), job.page_timeout)
+            return count
+        except LateError:
+            raise _late(job, "opening it") from None
+        except PdfiumLostError:
+            pass
+    with _other_process(job) as other:
+        return other.submit(count_pages, job).result()
+
+
+def render_pdf(job: PdfJob) -> Iterator[RenderedPage | DocumentError]:
+    """Render a PDF, or those of its pages, page by page; the errors are `rendering.render_document`'s.
+
+    A page that takes too long is an error in its place; a second one is the last.
+    """
+    lost = _Lost(None) if is_pdfium_lost() else None
+    done = late = 0
+    if lost is None:
+        for item in _render_in_time(job):
+            if isinstance(item, _Lost):
+                lost = item
+            else:
+                yield item
+                done += 1
+    while lost is not None:
+        if lost.late is not None:
+            yield lost.late
+            done, late = done + 1, late + 1
+            if late == 2:
+                return
+        lost, more = None, True
+        with _other_process(job) as other:
+            while more and lost is None:
+                items, more, lost = other.submit(_render_some, job, done).result()
+                yield from items
+                done += len(items)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """pdfium is lost to this process: to a page that is late, or to another file."""
+
+    late: DocumentError | None
+
+
+def _render_in_time(job: PdfJob) -> Iterator[RenderedPage | DocumentError | _Lost]:
+    """Yield pages until pdfium is lost."""
+    place: int | None = None
     try:
-        with _open_pdf(source, name, password) as pdf, _PDFIUM_LOCK:
+        for item in in_time(lambda: _render_here(job), job.page_timeout):
+            if isinstance(item, int):
+                place = item
+            else:
+                yield item
+    except LateError:
+        if place is None:
+            raise _late(job, "opening it") from None
+        yield _Lost(_late(job, f"page {place + 1}"))
+    except PdfiumLostError:
+        yield _Lost(None)
+
+
+def _late(job: PdfJob, what: str) -> DocumentError:
+    return UnreadableDocumentError(f"{job.name}: {what} took pdfium more than {job.page_timeout:g} s (page_timeout).")
+
+
+@contextmanager
+def _other_process(job: PdfJob) -> Iterator[Executor]:
+    """Start a process that has pdfium, which this one has lost; it is killed in the end."""
+    from loky import ProcessPoolExecutor
+
+    if multiprocessing.current_process().daemon:  # such have no children
+        raise UnreadableDocumentError(f"{job.name}: pdfium has been lost to another file; start this process anew.")
+    executor = ProcessPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
+def _render_some(job: PdfJob, start: int) -> tuple[list[RenderedPage | DocumentError], bool, _Lost | None]:
+    """Render some of the pages, from a place among them on; say whether there are more, and whether pdfium is lost."""
+    pages = range(count_pages(job)) if job.pages is None else job.pages
+    some = pages[start : start + _POPPLER_PAGES]
+    items: list[RenderedPage | DocumentError] = []
+    for item in _render_in_time(replace(job, pages=some)):
+        if isinstance(item, _Lost):
+            return items, True, item
+        items.append(item)
+    return items, start + len(some) < len(pages), None
+
+
+def _count(job: PdfJob) -> int:
+    try:
+        with _open_pdf(job, forms=False) as pdf, PDFIUM_LOCK:
             return len(pdf)
     except UnreadableDocumentError:
-        if renderer == "pdfium":
+        if job.renderer == "pdfium":
             raise
-        return int(_ask_poppler("pdfinfo", source, name, password)["Pages"])
+        return int(_ask_poppler("pdfinfo", job)["Pages"])
 
 
-def render_pdf(
-    source: Path | bytes,
-    name: str,
-    renderer: Renderer,
-    max_pixels: int,
-    extract_text: bool,
-    password: str | None,
-    pages: range | None = None,
-    *,
-    outline_labels: bool = False,
-) -> Iterator[RenderedPage | DocumentError]:
-    """Render a PDF, or those of its pages, page by page; the arguments and errors are `rendering.render_document`'s.
-
-    With `outline_labels`, pages are called what the outline calls the part that they are in: the sheets of a
-    spreadsheet.
-    """
-    indexes = range(count_pages(source, name, renderer, password)) if pages is None else pages
+def _render_here(job: PdfJob) -> Iterator[int | RenderedPage | DocumentError]:
+    """Yield for every page its place in the file, from 0, and what it is."""
+    indexes = range(_count(job)) if job.pages is None else job.pages
     with ExitStack() as opened:
         try:
-            pdf = opened.enter_context(_open_pdf(source, name, password))
+            pdf = opened.enter_context(_open_pdf(job, forms=True))
         except UnreadableDocumentError:
-            if renderer == "pdfium":
+            if job.renderer == "pdfium":
                 raise
-            yield from _draw_alone_with_poppler(source, name, indexes, max_pixels, password)
+            yield from _draw_alone_with_poppler(job, indexes)
             return
-        labels = _outline_labels(pdf) if outline_labels else {}
+        labels = _outline_labels(pdf) if job.outline_labels else {}
         for start in range(0, len(indexes), _POPPLER_PAGES):
             some = indexes[start : start + _POPPLER_PAGES]
-            placed = {index: _place_page(pdf, index, name, max_pixels) for index in some}
-            drawn = _draw_with_poppler(source, name, placed, password) if renderer == "poppler" else {}
+            placed = {index: _place_page(pdf, index, job) for index in some}
+            drawn = _draw_with_poppler(job, placed) if job.renderer == "poppler" else {}
             for index, placement in placed.items():
+                yield index
                 image = drawn.get(index)
                 if isinstance(placement, DocumentError):
                     yield placement
                 elif isinstance(image, DocumentError):
                     yield image
                 else:
-                    page = _read_page(pdf, index, name, placement, image, extract_text=extract_text)
+                    page = _read_page(pdf, index, job, placement, image)
                     yield replace(page, page_label=labels[index]) if index in labels else page  # type: ignore[type-var]
 
 
 def _outline_labels(pdf: pypdfium2.PdfDocument) -> dict[int, str]:
     """Name pages by the entry of the outline that is at or before them: "Costs", "Costs (2)"."""
-    with _PDFIUM_LOCK:
+    with PDFIUM_LOCK:
         entries = [(entry.get_dest(), entry.get_title()) for entry in pdf.get_toc(max_depth=1)]
         starts = {dest.get_index(): title for dest, title in entries if dest is not None}
         count = len(pdf)
@@ -128,71 +225,67 @@ class _Placement:
         return cls(scale, fit_size(width * scale, height * scale, max_pixels))
 
 
-def _place_page(pdf: pypdfium2.PdfDocument, index: int, name: str, max_pixels: int) -> _Placement | DocumentError:
+def _place_page(pdf: pypdfium2.PdfDocument, index: int, job: PdfJob) -> _Placement | DocumentError:
     import pypdfium2
 
     try:
-        with _PDFIUM_LOCK:
+        with PDFIUM_LOCK:
             width, height = pdf.get_page_size(index)  # in points, as the page is shown: turned and cropped
     except pypdfium2.PdfiumError as error:
-        return UnreadableDocumentError(f"{name}: page {index + 1} is missing or corrupt ({error}).")
+        return UnreadableDocumentError(f"{job.name}: page {index + 1} is missing or corrupt ({error}).")
     if not (width > 0 and height > 0 and width * height < math.inf):
-        return UnreadableDocumentError(f"{name}: page {index + 1} is corrupt (its size is {width} x {height} points).")
-    return _Placement.of(width, height, max_pixels)
+        return UnreadableDocumentError(
+            f"{job.name}: page {index + 1} is corrupt (its size is {width} x {height} points)."
+        )
+    return _Placement.of(width, height, job.max_pixels)
 
 
 def _read_page(
-    pdf: pypdfium2.PdfDocument,
-    index: int,
-    name: str,
-    placement: _Placement,
-    image: Image.Image | None,
-    *,
-    extract_text: bool,
+    pdf: pypdfium2.PdfDocument, index: int, job: PdfJob, placement: _Placement, image: Image.Image | None
 ) -> RenderedPage | DocumentError:
     """Read a page's text, and draw it unless that was done already."""
     import pypdfium2
 
-    with _PDFIUM_LOCK:
+    with PDFIUM_LOCK:
         try:
             page = pdf[index]
             try:
                 label = pdf.get_page_label(index) or str(index + 1)
                 drawn = _draw_with_pdfium(page, placement.size) if image is None else image
-                words, text = read_text_layer(page, index) if extract_text else ([], "")
+                words, text = read_text_layer(page, index) if job.extract_text else ([], "")
                 return RenderedPage(index + 1, label, drawn, words, text)
             finally:
                 page.close()
         except pypdfium2.PdfiumError as error:
-            return UnreadableDocumentError(f"{name}: page {index + 1} is corrupt ({error}).")
+            return UnreadableDocumentError(f"{job.name}: page {index + 1} is corrupt ({error}).")
 
 
 @contextmanager
-def _open_pdf(source: Path | bytes, name: str, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
+def _open_pdf(job: PdfJob, *, forms: bool) -> Iterator[pypdfium2.PdfDocument]:
     import pypdfium2
     import pypdfium2.raw as pdfium
 
-    source = _as_pdfium_takes(source)
-    with _PDFIUM_LOCK:
+    source = _as_pdfium_takes(job.source)
+    with PDFIUM_LOCK:
         try:
             # pdfium keeps the last error code, and sets none for a PDF without pages: after an encrypted file, that
             # one would seem encrypted too. Loading nothing sets the code for a corrupt file.
             pdfium.FPDF_LoadMemDocument(b"", 0, None)
-            pdf = pypdfium2.PdfDocument(source, password=password)
-            # Without this, what people typed into a form would not be drawn.
-            pdf.init_forms()
+            pdf = pypdfium2.PdfDocument(source, password=job.password)
+            if forms:  # without this, what people typed into a form would not be drawn
+                pdf.init_forms()
         except pypdfium2.PdfiumError as error:
             if error.err_code == _PDFIUM_PASSWORD_ERROR:
                 needed = "the PDF is encrypted: give its password (password='...')"
-                problem = "the password is wrong" if password else needed
-                raise EncryptedDocumentError(f"{name}: {problem}.") from error
+                problem = "the password is wrong" if job.password else needed
+                raise EncryptedDocumentError(f"{job.name}: {problem}.") from error
             raise UnreadableDocumentError(
-                f"{name}: the PDF is truncated, corrupt or has no pages ({error}){_poppler_may()}."
+                f"{job.name}: the PDF is truncated, corrupt or has no pages ({error}){_poppler_may()}."
             ) from error
     try:
         yield pdf
     finally:
-        with _PDFIUM_LOCK:
+        with PDFIUM_LOCK:
             pdf.close()
 
 
@@ -226,23 +319,19 @@ def _draw_with_pdfium(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.I
     return image
 
 
-def _draw_alone_with_poppler(
-    source: Path | bytes, name: str, indexes: range, max_pixels: int, password: str | None
-) -> Iterator[RenderedPage | DocumentError]:
+def _draw_alone_with_poppler(job: PdfJob, indexes: range) -> Iterator[int | RenderedPage | DocumentError]:
     """Draw pages that pdfium does not open; without text, since pdfium alone reads text layers."""
     for index in indexes:
-        info = _ask_poppler("pdfinfo", source, name, password, index, index)
+        yield index
+        info = _ask_poppler("pdfinfo", job, index, index)
         width, height = map(float, re.findall(r"[\d.]+", info[f"Page {index + 1:4} size"])[:2])
-        placement = _Placement.of(width, height, max_pixels)
-        image = _draw_with_poppler(source, name, {index: placement}, password)[index]
+        placement = _Placement.of(width, height, job.max_pixels)
+        image = _draw_with_poppler(job, {index: placement})[index]
         yield image if isinstance(image, DocumentError) else RenderedPage(index + 1, str(index + 1), image, [], "")
 
 
 def _draw_with_poppler(
-    source: Path | bytes,
-    name: str,
-    placed: Mapping[int, _Placement | DocumentError],
-    password: str | None,
+    job: PdfJob, placed: Mapping[int, _Placement | DocumentError]
 ) -> dict[int, Image.Image | DocumentError]:
     """Draw pages; neighbours of one size together, since a process a page is several times slower."""
     drawn: dict[int, Image.Image | DocumentError] = {}
@@ -250,24 +339,20 @@ def _draw_with_poppler(
         if isinstance(placement, DocumentError):
             continue
         indexes = [index for index, _ in neighbours]
-        images = _convert(source, name, indexes[0], indexes[-1], placement, password)
+        images = _convert(job, indexes[0], indexes[-1], placement)
         if len(images) != len(indexes):  # poppler leaves out what it cannot draw, without saying which
             images = [
                 image
                 for index in indexes
-                for image in _convert(source, name, index, index, placement, password) or [_undrawn(name, index)]
+                for image in _convert(job, index, index, placement) or [_undrawn(job.name, index)]
             ]
         drawn |= zip(indexes, images, strict=True)
     return drawn
 
 
-def _convert(
-    source: Path | bytes, name: str, first: int, last: int, placement: _Placement, password: str | None
-) -> list[Image.Image | DocumentError]:
+def _convert(job: PdfJob, first: int, last: int, placement: _Placement) -> list[Image.Image | DocumentError]:
     # By resolution and not by size: poppler exchanges width and height of turned pages when given a size.
-    images = _ask_poppler(
-        "convert", source, name, password, first, last, dpi=placement.scale * 72, use_cropbox=True, ownerpw=password
-    )
+    images = _ask_poppler("convert", job, first, last, dpi=placement.scale * 72, use_cropbox=True, ownerpw=job.password)
     # Both renderers give the same size; poppler rounds up.
     return [
         (image if image.size == placement.size else image.resize(placement.size)).convert("RGB") for image in images
@@ -280,9 +365,7 @@ def _undrawn(name: str, index: int) -> DocumentError:
 
 def _ask_poppler(
     function: Literal["convert", "pdfinfo"],
-    source: Path | bytes,
-    name: str,
-    password: str | None,
+    job: PdfJob,
     first: int | None = None,
     last: int | None = None,
     **options: object,
@@ -293,14 +376,18 @@ def _ask_poppler(
         from pdf2image import exceptions
     except ImportError as error:
         raise MissingDependencyError("renderer='poppler' needs pdf2image", "poppler") from error
-    call = getattr(pdf2image, f"{function}_from_{'bytes' if isinstance(source, bytes) else 'path'}")
+    call = getattr(pdf2image, f"{function}_from_{'bytes' if isinstance(job.source, bytes) else 'path'}")
     if first is not None and last is not None:
         options |= {"first_page": first + 1, "last_page": last + 1}
     try:
-        return call(source, userpw=password, **options)
+        return call(job.source, userpw=job.password, timeout=job.page_timeout, **options)
     except exceptions.PDFInfoNotInstalledError as error:
         raise DocumentError(
-            f"{name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
+            f"{job.name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
         ) from error
     except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
-        raise UnreadableDocumentError(f"{name}: poppler cannot read the PDF ({error}).") from error
+        raise UnreadableDocumentError(f"{job.name}: poppler cannot read the PDF ({error}).") from error
+    except exceptions.PDFPopplerTimeoutError as error:
+        raise UnreadableDocumentError(
+            f"{job.name}: poppler took more than {job.page_timeout:g} s (page_timeout)."
+        ) from error

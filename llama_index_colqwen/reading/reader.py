@@ -41,6 +41,7 @@ from llama_index_colqwen.reading import ocr
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert
 from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
+    DEFAULT_PAGE_TIMEOUT,
     SUPPORTED_SUFFIXES,
     Renderer,
     render_document,
@@ -178,6 +179,8 @@ class PDFPageReader(BasePydanticReader):
         num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
             40 a second. More pay for a fast GPU, for OCR, and for more than some hundred pages; they take seconds to
             start. Order and errors stay the same.
+        page_timeout: How many seconds a page of a PDF may take to be drawn and its text to be read (not by OCR), and a
+            PDF to be opened. Then it is given up, with an `UnreadableDocumentError`.
         convert_timeout: How many seconds LibreOffice may take for a document.
     """
 
@@ -189,6 +192,7 @@ class PDFPageReader(BasePydanticReader):
     password: str | None = Field(default=None, repr=False, exclude=True)
     on_error: Literal["raise", "skip"] = "raise"
     num_workers: int = Field(default=1, ge=1)
+    page_timeout: float = Field(default=DEFAULT_PAGE_TIMEOUT, gt=0)
     convert_timeout: float = Field(default=120, gt=0)
 
     model_config = {"extra": "forbid", "validate_assignment": True}
@@ -333,7 +337,9 @@ class PDFPageReader(BasePydanticReader):
                         raise file
                     source = file.load()
                     loaded = replace(file, source=source, fs=None, document_id=file.document_id or _sha256(source))
-                    ranges = split_pages(source, file.name, self.renderer, self.password, _PART_PAGES)
+                    ranges = split_pages(
+                        source, file.name, self.renderer, self.password, _PART_PAGES, self.page_timeout
+                    )
                 except DocumentError as error:
                     failed: list[_Read] = [error]
                     yield number, lambda failed=failed: failed  # type: ignore[misc]
@@ -360,6 +366,7 @@ class PDFPageReader(BasePydanticReader):
                 extract_text=self.extract_text,
                 password=self.password,
                 pages=indexes,
+                page_timeout=self.page_timeout,
             )
             for page in pages:
                 if isinstance(page, DocumentError):

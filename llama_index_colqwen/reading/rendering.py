@@ -25,10 +25,11 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.images import fit_size, to_rgb
 from llama_index_colqwen.pages import RenderedPage
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, SHEET_SUFFIXES
-from llama_index_colqwen.reading.pdf import Renderer, count_pages, render_pdf
+from llama_index_colqwen.reading.pdf import PdfJob, Renderer, count_pages, render_pdf
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "DEFAULT_PAGE_TIMEOUT",
     "SUPPORTED_SUFFIXES",
     "Renderer",
     "render_document",
@@ -48,6 +49,8 @@ SUPPORTED_SUFFIXES = _PDF_SUFFIXES | _IMAGE_SUFFIXES | OFFICE_SUFFIXES
 DEFAULT_MAX_PIXELS = 2_103_750
 """A letter page at 150 dpi (1275 x 1650): 1.9 times, linearly, what ColQwen2's 768 visual tokens can see."""
 
+DEFAULT_PAGE_TIMEOUT = 60.0
+
 # Decoding takes up to 16 bytes a pixel (transparent images), 8 for most: 1.4 GB at the limit, which is Pillow's own.
 _MAX_DECODED_PIXELS = 178_956_970
 _TOO_LARGE = f"at most {_MAX_DECODED_PIXELS // 10**6} megapixels are decoded; scale it down first."
@@ -62,6 +65,7 @@ def render_document(
     extract_text: bool = True,
     password: str | None = None,
     pages: range | None = None,
+    page_timeout: float = DEFAULT_PAGE_TIMEOUT,
 ) -> Iterator[RenderedPage | DocumentError]:
     """Render a document page by page; memory is bounded by one page (by a few, with poppler).
 
@@ -75,6 +79,7 @@ def render_document(
         extract_text: Whether to read the text layer and its word boxes.
         password: Opens an encrypted PDF.
         pages: Which pages of a PDF, 0-based; by default all.
+        page_timeout: How many seconds a page of a PDF may take, and its opening.
 
     Yields:
         A page or, in place of one that is missing or corrupt, the error that says so; more pages may follow.
@@ -82,18 +87,21 @@ def render_document(
     Raises:
         UnsupportedDocumentError: If the suffix, or the content of what has none, is not one that is read.
         EncryptedDocumentError: If the password is missing or wrong.
-        UnreadableDocumentError: If the file is corrupt, truncated, has no pages, or is not what the suffix says.
+        UnreadableDocumentError: If the file is corrupt, truncated, has no pages, takes too long to open, or is not what
+            the suffix says.
         MissingDependencyError: If poppler is asked for and not installed.
     """
     if _is_pdf(source, name):
         sheets = Path(name).suffix.lower() in SHEET_SUFFIXES
-        yield from render_pdf(source, name, renderer, max_pixels, extract_text, password, pages, outline_labels=sheets)
+        yield from render_pdf(
+            PdfJob(source, name, renderer, password, page_timeout, max_pixels, extract_text, pages, sheets)
+        )
     else:
         yield from _render_image_file(source, name, max_pixels)
 
 
 def split_pages(
-    source: Path | bytes, name: str, renderer: Renderer, password: str | None, most: int
+    source: Path | bytes, name: str, renderer: Renderer, password: str | None, most: int, page_timeout: float
 ) -> list[range | None]:
     """Part a document into ranges of at most so many pages (0-based) that can be rendered apart; None is all of it.
 
@@ -102,7 +110,7 @@ def split_pages(
     """
     if not _is_pdf(source, name):
         return [None]
-    count = count_pages(source, name, renderer, password)
+    count = count_pages(PdfJob(source, name, renderer, password, page_timeout))
     return [range(start, min(start + most, count)) for start in range(0, count, most)]
 
 
