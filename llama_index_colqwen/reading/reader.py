@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import re
+import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -25,7 +26,7 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import look_ahead
+from llama_index_colqwen.concurrency import check_stopped, look_ahead
 from llama_index_colqwen.errors import DocumentError, DocumentNotFoundError, InvalidOptionError, MissingDependencyError
 from llama_index_colqwen.images import encode_image, image_sha256, write_atomically, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
@@ -35,12 +36,14 @@ from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     SUPPORTED_SUFFIXES,
     Renderer,
+    expected_pages,
     render_document,
     split_pages,
 )
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from loky import ProcessPoolExecutor
 
 __all__ = ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
 
@@ -54,7 +57,11 @@ _Read: TypeAlias = "_Page | DocumentError"
 
 _Part: TypeAlias = Callable[[], Iterable[_Read]]
 
+_Tell: TypeAlias = Callable[[str], object]
+"""Shows what is being read."""
+
 _PART_PAGES = 8  # read by a worker process at a time
+_TELL_SECONDS = 0.5  # how often progress is shown while worker processes are waited for
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -172,7 +179,8 @@ class PDFPageReader(BasePydanticReader):
         show_progress: bool = True,
     ) -> list[Document]:
         """Read all pages; see `lazy_load_data`, which takes the same arguments."""
-        return list(self.lazy_load_data(source, extra_info, fs, show_progress))
+        with closing(self.lazy_load_data(source, extra_info, fs, show_progress)) as documents:
+            return list(documents)
 
     def lazy_load_data(
         self,
@@ -187,7 +195,8 @@ class PDFPageReader(BasePydanticReader):
             source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
             extra_info: Metadata for every page. `file_name` and `file_path` name what is given as bytes.
             fs: An fsspec file system that the paths are on.
-            show_progress: Whether to show a progress bar, after a second.
+            show_progress: Whether to show a progress bar: after a second, or when OCR begins, which it names. It knows
+                how many pages there are, unless files are on an `fs`.
 
         Raises:
             DocumentNotFoundError: If a path does not exist, or a folder has nothing that is read.
@@ -205,13 +214,19 @@ class PDFPageReader(BasePydanticReader):
     ) -> Generator[Document, None, None]:
         skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
         without_text: list[str] = []
-        with tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress:
-            for number, read in self._parts(files, extra_info):
+        total = self._count_pages(files) if show_progress else None
+        with (
+            tqdm(total=total, desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
+            closing(self._parts(files, extra_info, progress.set_postfix_str)) as parts,
+        ):
+            for number, read in parts:
                 for page in read():
+                    progress.set_postfix_str("", refresh=False)
                     if isinstance(page, DocumentError):
                         if self.on_error == "raise":
                             raise page
                         skipped.setdefault(number, []).append(str(page))
+                        progress.update()
                         continue
                     if page.lacks_text:
                         without_text.append(f"{files[number].name} page {page.document.metadata['page_number']}")
@@ -226,14 +241,23 @@ class PDFPageReader(BasePydanticReader):
             install = "pip install 'llama-index-colqwen[ocr]'"
             warnings.warn(message + f"Install it with: {install}", MissingTextWarning, stacklevel=2)
 
-    def _parts(self, files: Sequence[_File], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
+    def _count_pages(self, files: Sequence[_File]) -> int | None:
+        """Count the pages that there will be; None where a file would have to be fetched for it."""
+        if any(file.source is None for file in files):
+            return None
+        return sum(expected_pages(file.load(), file.name, self.renderer, self.password) for file in files)
+
+    def _parts(
+        self, files: Sequence[_File], extra_info: dict[str, Any], tell: _Tell
+    ) -> Generator[tuple[int, _Part], None, None]:
         """Say for every file by its number, or for parts of it, how its pages are had."""
         # multiprocessing's daemonic processes, such as SimpleDirectoryReader's, have no children.
         if self.num_workers == 1 or multiprocessing.current_process().daemon:
             for number, file in enumerate(files):
-                yield number, partial(self._read_file, file, extra_info)
+                yield number, partial(self._read_file, file, extra_info, tell=tell)
             return
-        workers = _worker_processes(self.num_workers)
+        with _interrupts_held():
+            workers = _worker_processes(self.num_workers)
 
         def submitted() -> Iterator[tuple[int, _Part]]:
             for number, file in enumerate(files):
@@ -246,15 +270,24 @@ class PDFPageReader(BasePydanticReader):
                     yield number, lambda failed=failed: failed  # type: ignore[misc]
                     continue
                 for pages in ranges:
-                    yield number, workers.submit(_read_part, self, loaded, extra_info, pages).result
+                    with _interrupts_held():
+                        reading = workers.submit(_read_part, self, loaded, extra_info, pages)
+                    first = f"{file.name} page {pages.start + 1}" if pages else file.name
+                    yield number, partial(_wait_for, reading, partial(tell, first))
 
-        yield from look_ahead(submitted(), 2 * self.num_workers)
+        try:
+            yield from look_ahead(submitted(), 2 * self.num_workers)
+        except BaseException:  # an error, Ctrl-C, or a reading that is not wanted any longer
+            workers.shutdown(kill_workers=True)
+            raise
 
-    def _read_file(self, file: _File, extra_info: dict[str, Any], indexes: range | None = None) -> Iterator[_Read]:
+    def _read_file(
+        self, file: _File, extra_info: dict[str, Any], indexes: range | None = None, tell: _Tell = str
+    ) -> Iterator[_Read]:
         try:
             source = file.load()
             document_id = file.document_id or _sha256(source)
-            pages = render_document(
+            rendered = render_document(
                 source,
                 file.name,
                 renderer=self.renderer,
@@ -263,17 +296,21 @@ class PDFPageReader(BasePydanticReader):
                 password=self.password,
                 pages=indexes,
             )
-            for page in pages:
-                if isinstance(page, DocumentError):
-                    yield page
-                else:
-                    yield self._read_page(file, document_id, page, extra_info)
+            with closing(rendered) as pages:  # an interruption's traceback would keep the file open
+                for page in pages:
+                    if isinstance(page, DocumentError):
+                        yield page
+                    else:
+                        yield self._read_page(file, document_id, page, extra_info, tell)
         except DocumentError as error:
             yield error
 
-    def _read_page(self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any]) -> _Page:
+    def _read_page(
+        self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any], tell: _Tell
+    ) -> _Page:
         image = encode_image(page.image)
-        words, text, text_source = self._read_text(page, image)
+        begin_ocr = partial(tell, f"OCR: {file.name} page {page.page_number}")
+        words, text, text_source = self._read_text(page, image, begin_ocr)
         lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
         metadata = {
             **extra_info,
@@ -316,21 +353,27 @@ class PDFPageReader(BasePydanticReader):
         darkest, brightest = page.image.convert("L").getextrema()
         return darkest != brightest  # an empty sheet has nothing to read
 
-    def _read_text(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str, str]:
+    def _read_text(
+        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
+    ) -> tuple[list[WordBox], str, str]:
         if self._wants_ocr(page) and ocr.is_available():
-            words, text = self._recognise(page, image)
+            words, text = self._recognise(page, image, begin_ocr)
             if text:
                 return words, text, "ocr"
         return page.words, page.text, "text-layer" if page.text else "none"
 
-    def _recognise(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str]:
+    def _recognise(
+        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
+    ) -> tuple[list[WordBox], str]:
         """Run OCR, or take what it read of the same image before."""
         if self.image_dir is None:
+            begin_ocr()
             return ocr.read_words(page.image)
         path = Path(self.image_dir) / "ocr" / f"{image_sha256(image.data)}-{ocr.ENGINE}.json"
         if path.exists():
             kept = json.loads(path.read_text("utf-8"))
             return [WordBox(*word) for word in kept["words"]], kept["text"]
+        begin_ocr()
         words, text = ocr.read_words(page.image)
         rows = [(word.text, word.left, word.top, word.right, word.bottom) for word in words]
         write_atomically(path, json.dumps({"text": text, "words": rows}, ensure_ascii=False).encode())
@@ -374,20 +417,43 @@ def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], i
     return list(reader._read_file(file, extra_info, indexes))
 
 
+def _wait_for(reading: Future[list[_Read]], tell: Callable[[], object]) -> list[_Read]:
+    while not wait([reading], timeout=_TELL_SECONDS).done:
+        check_stopped()
+        tell()
+    return reading.result()
+
+
 _WORKERS_OF: set[int] = set()
 """Processes that have the executor which loky keeps for the next reading: this one, or those it was forked off."""
 
 
-def _worker_processes(number: int) -> Executor:
+def _worker_processes(number: int) -> ProcessPoolExecutor:
     from loky import ProcessPoolExecutor, get_reusable_executor
 
     if not _WORKERS_OF - {os.getpid()}:
         _WORKERS_OF.add(os.getpid())
-        kept: Executor = get_reusable_executor(number)
-        return kept
+        return get_reusable_executor(number)
     # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
-    own: Executor = ProcessPoolExecutor(number)
-    return own
+    return ProcessPoolExecutor(number)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, for ever in processes that are started meanwhile: a terminal sends it to them, too.
+
+    They would each print a traceback; the process that started them ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Each process that is started starts this one, which with older Pythons lets go of what is held.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _readable_name(name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ import pytest
 from llama_index.core.schema import Document
 from PIL import Image
 
-from llama_index_colqwen import MissingDependencyError, MissingTextWarning, PDFPageReader, word_boxes
+from llama_index_colqwen import (
+    MissingDependencyError,
+    MissingTextWarning,
+    PDFPageReader,
+    SkippedDocumentWarning,
+    word_boxes,
+)
 from llama_index_colqwen.reading import ocr
 from tests.documents import Sheet, Text, draw_scan, walk, write_pdf, write_scan, write_text_pdf
 from tests.forks import in_fork, needs_fork
@@ -69,6 +76,21 @@ def test_what_was_read_is_kept_in_image_dir_and_used_the_next_time(tmp_path: Pat
     assert second.text == first.text.replace("INVOICE", "ALTERED")
     assert second.metadata["word_boxes"] == first.metadata["word_boxes"]
     assert second.metadata["text_source"] == "ocr"
+
+
+@needs_ocr
+def test_progress_knows_all_pages_and_names_the_one_that_ocr_is_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "A page that has a text layer", "and another page that has a text layer")
+    write_scan(tmp_path / "b.pdf", SCAN)
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.7 and then nothing")
+    write_text_pdf(tmp_path / "d.pdf", "A page that has a text layer")
+    with pytest.warns(SkippedDocumentWarning):
+        PDFPageReader(max_pixels=400_000, on_error="skip").load_data(tmp_path)
+    shown = re.findall(r"(\d+/\d+) \[[^\]]*?(OCR: [^\]]*)?\]", capsys.readouterr().err)
+    assert ("2/5", "OCR: b.pdf page 1") in shown, "OCR begins without a word"
+    assert shown[-1] == ("5/5", "")
 
 
 @needs_ocr
