@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import multiprocessing.resource_tracker
 import os
 import re
@@ -28,10 +27,11 @@ from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import check_stopped, look_ahead
 from llama_index_colqwen.errors import DocumentError, DocumentNotFoundError, InvalidOptionError, MissingDependencyError
-from llama_index_colqwen.images import encode_image, image_sha256, write_atomically, write_page_image
+from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
 from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
 from llama_index_colqwen.reading import ocr
+from llama_index_colqwen.reading.ocr_results import Result, read_once
 from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     SUPPORTED_SUFFIXES,
@@ -119,7 +119,9 @@ class PDFPageReader(BasePydanticReader):
             poster.
         extract_text: Whether to read text and word boxes at all.
         ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1.6 s a page) and says once
-            which pages it could not read otherwise; "always" reads every page; "never" none.
+            which pages it could not read otherwise; "always" reads every page; "never" none. What it read is kept by
+            the image's content, in `image_dir` and in the user's cache (`~/.cache/llama-index-colqwen/ocr` on Linux,
+            `XDG_CACHE_HOME`): no image is read twice, whichever folder it is read for.
         password: Opens encrypted PDFs.
         on_error: "raise", or "skip" to leave unreadable files and pages out and say so in one `SkippedDocumentWarning`.
         num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
@@ -366,18 +368,13 @@ class PDFPageReader(BasePydanticReader):
         self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
     ) -> tuple[list[WordBox], str]:
         """Run OCR, or take what it read of the same image before."""
-        if self.image_dir is None:
+        name = f"{image_sha256(image.data)}-{ocr.ENGINE}"
+
+        def read() -> Result:
             begin_ocr()
             return ocr.read_words(page.image)
-        path = Path(self.image_dir) / "ocr" / f"{image_sha256(image.data)}-{ocr.ENGINE}.json"
-        if path.exists():
-            kept = json.loads(path.read_text("utf-8"))
-            return [WordBox(*word) for word in kept["words"]], kept["text"]
-        begin_ocr()
-        words, text = ocr.read_words(page.image)
-        rows = [(word.text, word.left, word.top, word.right, word.bottom) for word in words]
-        write_atomically(path, json.dumps({"text": text, "words": rows}, ensure_ascii=False).encode())
-        return words, text
+
+        return read_once(name, self.image_dir, read)
 
     def _find(
         self, source: Source | Sequence[Source], extra_info: dict[str, Any], fs: AbstractFileSystem | None

@@ -37,14 +37,20 @@ SECONDS = 12  # 2 on a machine that has nothing else to do, where the file takes
 def test_ctrl_c_ends_ocr_at_once_with_one_traceback_and_no_process_left(
     tmp_path: Path, arguments: list[str], tracebacks: int, begun: str
 ) -> None:
-    page = draw_scan([(60, 20 + 17 * line, f"Line {line} of the dense scan. " * 3) for line in range(60)], font_size=14)
-    write_scan(tmp_path / "scan.pdf", *[page] * 24)
+    pages = [
+        draw_scan([(60, 20 + 17 * line, f"Line {line} of page {number}. " * 3) for line in range(60)], font_size=14)
+        for number in range(12)
+    ]
+    write_scan(tmp_path / "scan.pdf", *pages)
     errors = tmp_path / "errors.txt"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no page was read yet
     command = [sys.executable, *arguments, str(tmp_path / "scan.pdf")]
     with (
         errors.open("w") as stderr,
         # A session of its own: Ctrl-C in a terminal goes to all processes of one.
-        subprocess.Popen(command, stderr=stderr, cwd=tmp_path, start_new_session=True, text=True) as process,
+        subprocess.Popen(
+            command, stderr=stderr, cwd=tmp_path, env=environment, start_new_session=True, text=True
+        ) as process,
         at_most(110, process),
     ):
         while begun not in errors.read_text("utf-8"):
@@ -58,6 +64,8 @@ def test_ctrl_c_ends_ocr_at_once_with_one_traceback_and_no_process_left(
     assert took < SECONDS
     assert told.count("Traceback (most recent call last)") == tracebacks, told
     assert "Exception ignored" not in told and "will be closed" not in told
-    time.sleep(0.5)  # loky's watcher of shared resources ends when it sees that the others have
+    deadline = time.monotonic() + 10  # loky's watchers of shared resources end when they see that the others have
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)

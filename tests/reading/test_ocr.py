@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from tests.forks import in_fork, needs_fork
 
 needs_ocr = pytest.mark.skipif(not ocr.is_available(), reason="the [ocr] extra is not installed")
 
+needs_xdg = pytest.mark.skipif(sys.platform != "linux", reason="the user's cache is elsewhere on this system")
+
 LINES = [(100, 150, "INVOICE 4711"), (100, 800, "Total amount due")]
 SCAN = draw_scan(LINES)
 WORDS = ["INVOICE", "4711", "Total", "amount", "due"]
@@ -29,6 +33,14 @@ WORDS = ["INVOICE", "4711", "Total", "amount", "due"]
 
 def read(path: Path, **options: Any) -> list[Document]:  # noqa: ANN401
     return PDFPageReader(**{"max_pixels": 400_000, **options}).load_data(path)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, with nothing in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "llama-index-colqwen" / "ocr"
 
 
 @pytest.mark.slow
@@ -76,6 +88,40 @@ def test_what_was_read_is_kept_in_image_dir_and_used_the_next_time(tmp_path: Pat
     assert second.text == first.text.replace("INVOICE", "ALTERED")
     assert second.metadata["word_boxes"] == first.metadata["word_boxes"]
     assert second.metadata["text_source"] == "ocr"
+
+
+@needs_ocr
+@needs_xdg
+def test_what_was_read_for_one_folder_or_for_none_is_not_read_again_for_another(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scan(tmp_path / "scan.pdf", SCAN)
+    (first,) = read(path)
+    (kept,) = walk(cache)
+    assert cache.stat().st_mode & 0o777 == 0o700, "others can read the documents' text"
+    monkeypatch.setattr(ocr, "read_words", None)
+    (second,) = read(path, image_dir=tmp_path / "images")
+    assert (second.text, second.metadata["text_source"]) == (first.text, "ocr")
+    (copy,) = walk(tmp_path / "images" / "ocr")
+    assert copy.read_bytes() == kept.read_bytes(), "the image folder cannot be taken to another machine"
+    kept.unlink()
+    assert read(path, image_dir=tmp_path / "images")[0].text == first.text
+    assert kept.exists()
+
+
+@needs_ocr
+@needs_xdg
+def test_damaged_or_unwritable_cache_is_no_error(tmp_path: Path, cache: Path) -> None:
+    path = write_scan(tmp_path / "scan.pdf", SCAN)
+    text = read(path)[0].text
+    (kept,) = walk(cache)
+    for damage in ("", "[]", '{"text": "x"}', '{"text": "x", "words": [1]}'):
+        kept.write_text(damage)
+        assert read(path)[0].text == text
+        assert json.loads(kept.read_text("utf-8"))["text"] == text
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    assert read(path)[0].text == text
 
 
 @needs_ocr
@@ -191,5 +237,6 @@ def test_always_without_the_extra_is_a_missing_dependency_that_says_how_to_insta
 @needs_fork
 def test_fork_reads_scans_after_the_parent_did(tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "scan.pdf", SCAN)
+    other = write_scan(tmp_path / "other.pdf", draw_scan(LINES[1:]))
     assert [document.text.split() for document in read(scan)] == [WORDS]
-    assert in_fork(lambda: [document.text.split() for document in read(scan)]) == [WORDS]
+    assert in_fork(lambda: [document.text.split() for document in read(other)]) == [WORDS[2:]]
