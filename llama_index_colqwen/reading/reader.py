@@ -77,13 +77,17 @@ class SkippedDocumentWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _File:
-    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known."""
+    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known.
+
+    Errors call it by its path within the folder that was given, if that is not its name.
+    """
 
     name: str
     path: str | None
     source: Path | bytes | None
     fs: AbstractFileSystem | None = None
     document_id: str = ""
+    within: str = ""
 
     def load(self) -> Path | bytes:
         if self.source is not None:
@@ -216,6 +220,7 @@ class PDFPageReader(BasePydanticReader):
     ) -> Generator[Document, None, None]:
         skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
         without_text: list[str] = []
+        pages_read = 0
         total = self._count_pages(files) if show_progress else None
         with (
             tqdm(total=total, desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
@@ -225,14 +230,16 @@ class PDFPageReader(BasePydanticReader):
                 for page in read():
                     progress.set_postfix_str("", refresh=False)
                     if isinstance(page, DocumentError):
+                        error = _with_path(page, files[number])
                         if self.on_error == "raise":
-                            raise page
-                        skipped.setdefault(number, []).append(str(page))
+                            raise _with_progress(error, number, len(files), pages_read)
+                        skipped.setdefault(number, []).append(str(error))
                         progress.update()
                         continue
                     if page.lacks_text:
                         without_text.append(f"{files[number].name} page {page.document.metadata['page_number']}")
                     progress.update()
+                    pages_read += 1
                     yield page.document
         if skipped:
             told = "; ".join(f"{first}{_and_more(rest)}" for first, *rest in skipped.values())
@@ -479,7 +486,9 @@ def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
         chosen = [path]
     else:
         raise DocumentNotFoundError(f"{_readable_name(str(path))}: there is no such file or folder.")
-    return [_File(_readable_name(child.name), str(child.resolve()), child) for child in chosen]
+    return [
+        _File(_readable_name(child.name), str(child.resolve()), child, within=_within(child, path)) for child in chosen
+    ]
 
 
 def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
@@ -487,10 +496,16 @@ def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
         root = PurePosixPath(fs._strip_protocol(path))
         inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
         chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
-        return [_File(_readable_name(child.name), str(child), None, fs) for child in chosen]
+        return [
+            _File(_readable_name(child.name), str(child), None, fs, within=_within(child, root)) for child in chosen
+        ]
     if not fs.exists(path):
         raise DocumentNotFoundError(f"{_readable_name(path)}: there is no such file or folder on {type(fs).__name__}.")
     return [_File(_readable_name(PurePosixPath(path).name), path, None, fs)]
+
+
+def _within(path: PurePath, given: PurePath) -> str:
+    return "" if path == given else _readable_name(path.relative_to(given).as_posix())
 
 
 def _is_hidden(path: PurePath) -> bool:
@@ -519,6 +534,29 @@ def _sha256(source: Path | bytes) -> str:
     except OSError as error:
         raise DocumentError(f"{_readable_name(source.name)}: the file cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
+
+
+def _with_path(error: DocumentError, file: _File) -> DocumentError:
+    """Let an error's sentence begin with the file's path within the folder, not only with its name."""
+    message = str(error)
+    if file.within and message.startswith(file.name):
+        return _reworded(error, file.within + message[len(file.name) :])
+    return error
+
+
+def _with_progress(error: DocumentError, number: int, files: int, pages: int) -> DocumentError:
+    """Let an error that ends a reading say how far that came, if anything else was to be read."""
+    if files == 1 and not pages:
+        return error
+    read = f"{pages} page{'s were' if pages != 1 else ' was'} read before"
+    skip = "on_error='skip', or --on-error skip in a shell, leaves out what cannot be read"
+    return _reworded(error, f"{str(error).rstrip('.')} (file {number + 1} of {files}; {read}; {skip}).")
+
+
+def _reworded(error: DocumentError, message: str) -> DocumentError:
+    reworded = type(error)(message)
+    reworded.__cause__ = error.__cause__
+    return reworded
 
 
 def _and_more(pages: Sequence[object]) -> str:
