@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import sys
 import tempfile
 import time
@@ -69,9 +69,7 @@ def read_pages(pdfs: Path, ocr: Literal["auto", "never"], work: Path) -> tuple[l
     started = time.process_time()
     PDFPageReader(image_dir=work / "first", ocr=ocr).load_data(pdfs)
     first = time.process_time() - started
-    # The measured reading renders and writes everything again, and finds what OCR read.
-    if (work / "first" / "ocr").exists():
-        shutil.copytree(work / "first" / "ocr", work / "second" / "ocr")
+    # The measured reading renders and writes everything again, and finds what OCR read in the user's cache.
     started = time.process_time()
     documents = PDFPageReader(image_dir=work / "second", ocr=ocr).load_data(pdfs)
     second = time.process_time() - started
@@ -175,6 +173,7 @@ def main() -> None:
     embedder = resolve_embedder(arguments.embedder)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # OCR is measured, so nothing is found there
         documents, reading, recognising = read_pages(arguments.pdfs, arguments.ocr, work)
         known = {page_key_of(document) for document in documents}
         absent = [q.query for q in questions if not all(page_key(q.pdf, number) in known for number in q.pages)]

@@ -24,7 +24,18 @@ from llama_index_colqwen.errors import ColQwenError
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-__all__ = ["BackgroundLoop", "Lock", "WriteBehind", "after_fork", "gather", "in_thread", "look_ahead", "read_ahead"]
+__all__ = [
+    "BackgroundLoop",
+    "Lock",
+    "Stopped",
+    "WriteBehind",
+    "after_fork",
+    "check_stopped",
+    "gather",
+    "in_thread",
+    "look_ahead",
+    "read_ahead",
+]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -108,11 +119,29 @@ def _check_process(process: int, what: str) -> None:
         )
 
 
+class Stopped(BaseException):
+    """Nobody wants any longer what a thread is at, as after Ctrl-C; no `Exception`, as asyncio's CancelledError."""
+
+
+_STOPPED: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopped", default=None)
+
+
+def check_stopped() -> None:
+    """Go on only if someone waits for it: long work calls this every second or so, in whatever thread it runs.
+
+    Raises:
+        Stopped: If this thread is `read_ahead`'s, and that was closed.
+    """
+    stopped = _STOPPED.get()
+    if stopped is not None and stopped.is_set():
+        raise Stopped
+
+
 def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
     """Iterate in a thread of its own, at most `ahead` items in advance.
 
-    Errors of the iteration are raised here, after the items before them. Closing this generator stops the thread, once
-    it has the item that it is at.
+    Errors of the iteration are raised here, after the items before them. Closing this generator waits for the thread,
+    which ends with the item that it is at, or at its next `check_stopped`.
 
     Raises:
         ColQwenError: In a process that was forked off meanwhile.
@@ -139,7 +168,9 @@ def read_ahead(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
         except BaseException as error:  # whatever it is, it is raised where the items are used
             put(error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name="colqwen-read", daemon=True)
+    context = contextvars.copy_context()
+    context.run(_STOPPED.set, stopped)
+    thread = threading.Thread(target=context.run, args=(read,), name="colqwen-read", daemon=True)
     thread.start()
     try:
         while (entry := taken.get()) is not None:

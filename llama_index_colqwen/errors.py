@@ -92,7 +92,7 @@ def check_count(name: str, value: int) -> int:
 
 
 class DocumentError(ColQwenError, ValueError):
-    """A file cannot become pages; the message starts with its name."""
+    """A file cannot become pages; the message starts with its name, or its path within the folder that was given."""
 
 
 class _Sentence(Exception):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import WriteBehind, gather, read_ahead
+from llama_index_colqwen.concurrency import WriteBehind, check_stopped, gather, read_ahead
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, stream_pages
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
@@ -109,7 +109,7 @@ class _Run:
         Of documents with one id, the last one counts. The same bytes in several files are the same pages, which know
         all their files.
         """
-        for batch in gather(map(page_from_node, documents), _LOOKUP_PAGES, first=2):
+        for batch in gather(map(_look_at, documents), _LOOKUP_PAGES, first=2):
             stored = self._store.states([page.page_id for page in batch])
             to_embed: dict[str, Page] = {}
             to_update: dict[str, Page] = {}
@@ -175,6 +175,11 @@ class _Run:
 
 
 _ABSENT = StoredState("", "")
+
+
+def _look_at(document: BaseNode) -> Page:
+    check_stopped()  # many in a row may give nothing to embed
+    return page_from_node(document)
 
 
 def _with_known_files(page: Page, known: StoredState) -> Page:

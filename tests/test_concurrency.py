@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from llama_index_colqwen.concurrency import BackgroundLoop, Lock, WriteBehind, gather, look_ahead, read_ahead
+from llama_index_colqwen.concurrency import (
+    BackgroundLoop,
+    Lock,
+    Stopped,
+    WriteBehind,
+    check_stopped,
+    gather,
+    look_ahead,
+    read_ahead,
+)
 from llama_index_colqwen.errors import ColQwenError
 from tests.forks import in_fork, needs_fork
 
@@ -65,6 +74,29 @@ def test_closing_stops_the_thread_and_leaves_the_rest_unread() -> None:
     reader.close()
     assert len(taken) <= 4
     assert not any(thread.name == "colqwen-read" for thread in threading.enumerate())
+
+
+def test_long_work_ends_where_it_asks_whether_anyone_waits_for_it() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        check_stopped()
+        yield 1
+        begun.set()
+        try:
+            while True:
+                check_stopped()
+                time.sleep(0.01)
+        except Stopped:
+            ended.set()
+            raise
+
+    reader = read_ahead(items(), 2)
+    assert next(reader) == 1
+    assert begun.wait(10)
+    reader.close()
+    assert ended.is_set()
+    check_stopped()  # this thread goes on
 
 
 def test_everything_is_written_in_order_and_together_what_has_gathered() -> None:

@@ -88,9 +88,7 @@ def index(
                     )
                     raise typer.Exit(130) from None
                 except DocumentError:
-                    stderr().print(
-                        f"{store.count()} pages are stored. With --on-error skip, what cannot be read is left out."
-                    )
+                    stderr().print(f"{store.count()} pages are stored.")
                     raise
             report = made.report
             stdout().print(

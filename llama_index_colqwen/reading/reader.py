@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import re
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -26,7 +26,7 @@ from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
 from tqdm.auto import tqdm
 
-from llama_index_colqwen.concurrency import look_ahead
+from llama_index_colqwen.concurrency import check_stopped, look_ahead
 from llama_index_colqwen.errors import (
     ConverterNotFoundError,
     DocumentError,
@@ -34,22 +34,25 @@ from llama_index_colqwen.errors import (
     InvalidOptionError,
     MissingDependencyError,
 )
-from llama_index_colqwen.images import encode_image, image_sha256, write_atomically, write_page_image
+from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
 from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
 from llama_index_colqwen.reading import ocr
+from llama_index_colqwen.reading.ocr_results import Result, read_once
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert
 from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_PAGE_TIMEOUT,
     SUPPORTED_SUFFIXES,
     Renderer,
+    expected_pages,
     render_document,
     split_pages,
 )
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from loky import ProcessPoolExecutor
 
 __all__ = ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
 
@@ -63,8 +66,12 @@ _Read: TypeAlias = "_Page | DocumentError"
 
 _Part: TypeAlias = Callable[[], Iterable[_Read]]
 
+_Tell: TypeAlias = Callable[[str], object]
+"""Shows what is being read."""
+
 _PART_PAGES = 8  # read by a worker process at a time
 _CONVERTED_FILES = 16  # by one run of LibreOffice, of which the first page waits
+_TELL_SECONDS = 0.5  # how often progress is shown while worker processes are waited for
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -80,14 +87,17 @@ class SkippedDocumentWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _File:
-    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known."""
+    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known.
+
+    Errors call it by its path within the folder that was given, if that is not its name.
+    """
 
     name: str
     path: str | None
     source: Path | bytes | None
     fs: AbstractFileSystem | None = None
     document_id: str = ""
-    from_folder: bool = False
+    within: str = ""
 
     @property
     def suffix(self) -> str:
@@ -117,12 +127,14 @@ class _LeftOut:
         self._skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
         self._unconverted: list[ConverterNotFoundError] = []
 
-    def add(self, number: int, error: DocumentError, on_error: Literal["raise", "skip"]) -> None:
+    def add(self, number: int, page: DocumentError, on_error: Literal["raise", "skip"], pages_read: int) -> None:
         """Note an error of a file, or raise it."""
-        if isinstance(error, ConverterNotFoundError) and self._files[number].from_folder:
+        file = self._files[number]
+        error = _with_path(page, file)
+        if isinstance(error, ConverterNotFoundError) and file.within:
             self._unconverted.append(error)
         elif on_error == "raise":
-            raise error
+            raise _with_progress(error, number, len(self._files), pages_read)
         else:
             self._skipped.setdefault(number, []).append(str(error))
 
@@ -173,7 +185,9 @@ class PDFPageReader(BasePydanticReader):
             poster.
         extract_text: Whether to read text and word boxes at all.
         ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1.6 s a page) and says once
-            which pages it could not read otherwise; "always" reads every page; "never" none.
+            which pages it could not read otherwise; "always" reads every page; "never" none. What it read is kept by
+            the image's content, in `image_dir` and in the user's cache (`~/.cache/llama-index-colqwen/ocr` on Linux,
+            `XDG_CACHE_HOME`): no image is read twice, whichever folder it is read for.
         password: Opens encrypted PDFs.
         on_error: "raise", or "skip" to leave unreadable files and pages out and say so in one `SkippedDocumentWarning`.
         num_workers: Processes that draw pages and read them by OCR. pdfium takes one page at a time in a process: some
@@ -238,7 +252,8 @@ class PDFPageReader(BasePydanticReader):
         show_progress: bool = True,
     ) -> list[Document]:
         """Read all pages; see `lazy_load_data`, which takes the same arguments."""
-        return list(self.lazy_load_data(source, extra_info, fs, show_progress))
+        with closing(self.lazy_load_data(source, extra_info, fs, show_progress)) as documents:
+            return list(documents)
 
     def lazy_load_data(
         self,
@@ -253,7 +268,8 @@ class PDFPageReader(BasePydanticReader):
             source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
             extra_info: Metadata for every page. `file_name` and `file_path` name what is given as bytes.
             fs: An fsspec file system that the paths are on.
-            show_progress: Whether to show a progress bar, after a second.
+            show_progress: Whether to show a progress bar: after a second, or when OCR begins, which it names. It knows
+                how many pages there are, unless files are on an `fs`.
 
         Raises:
             DocumentNotFoundError: If a path does not exist, or a folder has nothing that is read.
@@ -272,20 +288,26 @@ class PDFPageReader(BasePydanticReader):
         self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
     ) -> Generator[Document, None, None]:
         left_out = _LeftOut(files)
+        pages_read = 0
+        total = self._count_pages(files) if show_progress else None
         with (
             tempfile.TemporaryDirectory(prefix="colqwen-") as scratch,
-            tqdm(desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
+            tqdm(total=total, desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
+            closing(self._parts(self._converted(files, Path(scratch)), extra_info, progress.set_postfix_str)) as parts,
         ):
-            for number, read in self._parts(self._converted(files, Path(scratch)), extra_info):
+            for number, read in parts:
                 for page in read():
+                    progress.set_postfix_str("", refresh=False)
                     if isinstance(page, DocumentError):
-                        left_out.add(number, page, self.on_error)
+                        left_out.add(number, page, self.on_error, pages_read)
+                        progress.update()
                         continue
                     if page.lacks_text:
                         left_out.without_text.append(
                             f"{files[number].name} page {page.document.metadata['page_number']}"
                         )
                     progress.update()
+                    pages_read += 1
                     yield page.document
         left_out.warn()
 
@@ -321,14 +343,25 @@ class PDFPageReader(BasePydanticReader):
         errors = convert(todo, folder, self.convert_timeout) if todo else {}
         return [errors.get(key, file) for key, file in found]
 
-    def _parts(self, files: Iterable[_File | DocumentError], extra_info: dict[str, Any]) -> Iterator[tuple[int, _Part]]:
+    def _count_pages(self, files: Sequence[_File]) -> int | None:
+        """Count the pages that there will be; None where a file would have to be fetched or converted for it."""
+        if any(file.source is None or file.suffix in OFFICE_SUFFIXES for file in files):
+            return None
+        return sum(
+            expected_pages(file.load(), file.name, self.renderer, self.password, self.page_timeout) for file in files
+        )
+
+    def _parts(
+        self, files: Iterable[_File | DocumentError], extra_info: dict[str, Any], tell: _Tell
+    ) -> Generator[tuple[int, _Part], None, None]:
         """Say for every file by its number, or for parts of it, how its pages are had."""
         # multiprocessing's daemonic processes, such as SimpleDirectoryReader's, have no children.
         if self.num_workers == 1 or multiprocessing.current_process().daemon:
             for number, file in enumerate(files):
-                yield number, partial(self._read_file, file, extra_info)
+                yield number, partial(self._read_file, file, extra_info, tell=tell)
             return
-        workers = _worker_processes(self.num_workers)
+        with _interrupts_held():
+            workers = _worker_processes(self.num_workers)
 
         def submitted() -> Iterator[tuple[int, _Part]]:
             for number, file in enumerate(files):
@@ -345,12 +378,23 @@ class PDFPageReader(BasePydanticReader):
                     yield number, lambda failed=failed: failed  # type: ignore[misc]
                     continue
                 for pages in ranges:
-                    yield number, workers.submit(_read_part, self, loaded, extra_info, pages).result
+                    with _interrupts_held():
+                        reading = workers.submit(_read_part, self, loaded, extra_info, pages)
+                    first = f"{file.name} page {pages.start + 1}" if pages else file.name
+                    yield number, partial(_wait_for, reading, partial(tell, first))
 
-        yield from look_ahead(submitted(), 2 * self.num_workers)
+        try:
+            yield from look_ahead(submitted(), 2 * self.num_workers)
+        except BaseException:  # an error, Ctrl-C, or a reading that is not wanted any longer
+            workers.shutdown(kill_workers=True)
+            raise
 
     def _read_file(
-        self, file: _File | DocumentError, extra_info: dict[str, Any], indexes: range | None = None
+        self,
+        file: _File | DocumentError,
+        extra_info: dict[str, Any],
+        indexes: range | None = None,
+        tell: _Tell = str,
     ) -> Iterator[_Read]:
         if isinstance(file, DocumentError):
             yield file
@@ -358,7 +402,7 @@ class PDFPageReader(BasePydanticReader):
         try:
             source = file.load()
             document_id = file.document_id or _sha256(source)
-            pages = render_document(
+            rendered = render_document(
                 source,
                 file.name,
                 renderer=self.renderer,
@@ -368,17 +412,21 @@ class PDFPageReader(BasePydanticReader):
                 pages=indexes,
                 page_timeout=self.page_timeout,
             )
-            for page in pages:
-                if isinstance(page, DocumentError):
-                    yield page
-                else:
-                    yield self._read_page(file, document_id, page, extra_info)
+            with closing(rendered) as pages:  # an interruption's traceback would keep the file open
+                for page in pages:
+                    if isinstance(page, DocumentError):
+                        yield page
+                    else:
+                        yield self._read_page(file, document_id, page, extra_info, tell)
         except DocumentError as error:
             yield error
 
-    def _read_page(self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any]) -> _Page:
+    def _read_page(
+        self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any], tell: _Tell
+    ) -> _Page:
         image = encode_image(page.image)
-        words, text, text_source = self._read_text(page, image)
+        begin_ocr = partial(tell, f"OCR: {file.name} page {page.page_number}")
+        words, text, text_source = self._read_text(page, image, begin_ocr)
         lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
         metadata = {
             **extra_info,
@@ -421,25 +469,26 @@ class PDFPageReader(BasePydanticReader):
         darkest, brightest = page.image.convert("L").getextrema()
         return darkest != brightest  # an empty sheet has nothing to read
 
-    def _read_text(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str, str]:
+    def _read_text(
+        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
+    ) -> tuple[list[WordBox], str, str]:
         if self._wants_ocr(page) and ocr.is_available():
-            words, text = self._recognise(page, image)
+            words, text = self._recognise(page, image, begin_ocr)
             if text:
                 return words, text, "ocr"
         return page.words, page.text, "text-layer" if page.text else "none"
 
-    def _recognise(self, page: RenderedPage, image: PageImage) -> tuple[list[WordBox], str]:
+    def _recognise(
+        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
+    ) -> tuple[list[WordBox], str]:
         """Run OCR, or take what it read of the same image before."""
-        if self.image_dir is None:
+        name = f"{image_sha256(image.data)}-{ocr.ENGINE}"
+
+        def read() -> Result:
+            begin_ocr()
             return ocr.read_words(page.image)
-        path = Path(self.image_dir) / "ocr" / f"{image_sha256(image.data)}-{ocr.ENGINE}.json"
-        if path.exists():
-            kept = json.loads(path.read_text("utf-8"))
-            return [WordBox(*word) for word in kept["words"]], kept["text"]
-        words, text = ocr.read_words(page.image)
-        rows = [(word.text, word.left, word.top, word.right, word.bottom) for word in words]
-        write_atomically(path, json.dumps({"text": text, "words": rows}, ensure_ascii=False).encode())
-        return words, text
+
+        return read_once(name, self.image_dir, read)
 
     def _find(
         self, source: Source | Sequence[Source], extra_info: dict[str, Any], fs: AbstractFileSystem | None
@@ -479,20 +528,43 @@ def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], i
     return list(reader._read_file(file, extra_info, indexes))
 
 
+def _wait_for(reading: Future[list[_Read]], tell: Callable[[], object]) -> list[_Read]:
+    while not wait([reading], timeout=_TELL_SECONDS).done:
+        check_stopped()
+        tell()
+    return reading.result()
+
+
 _WORKERS_OF: set[int] = set()
 """Processes that have the executor which loky keeps for the next reading: this one, or those it was forked off."""
 
 
-def _worker_processes(number: int) -> Executor:
+def _worker_processes(number: int) -> ProcessPoolExecutor:
     from loky import ProcessPoolExecutor, get_reusable_executor
 
     if not _WORKERS_OF - {os.getpid()}:
         _WORKERS_OF.add(os.getpid())
-        kept: Executor = get_reusable_executor(number)
-        return kept
+        return get_reusable_executor(number)
     # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
-    own: Executor = ProcessPoolExecutor(number)
-    return own
+    return ProcessPoolExecutor(number)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, for ever in processes that are started meanwhile: a terminal sends it to them, too.
+
+    They would each print a traceback; the process that started them ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Each process that is started starts this one, which with older Pythons lets go of what is held.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _readable_name(name: str) -> str:
@@ -522,7 +594,7 @@ def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
     else:
         raise DocumentNotFoundError(f"{_readable_name(str(path))}: there is no such file or folder.")
     return [
-        _File(_readable_name(child.name), str(child.resolve()), child, from_folder=path.is_dir()) for child in chosen
+        _File(_readable_name(child.name), str(child.resolve()), child, within=_within(child, path)) for child in chosen
     ]
 
 
@@ -531,10 +603,16 @@ def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
         root = PurePosixPath(fs._strip_protocol(path))
         inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
         chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
-        return [_File(_readable_name(child.name), str(child), None, fs, from_folder=True) for child in chosen]
+        return [
+            _File(_readable_name(child.name), str(child), None, fs, within=_within(child, root)) for child in chosen
+        ]
     if not fs.exists(path):
         raise DocumentNotFoundError(f"{_readable_name(path)}: there is no such file or folder on {type(fs).__name__}.")
     return [_File(_readable_name(PurePosixPath(path).name), path, None, fs)]
+
+
+def _within(path: PurePath, given: PurePath) -> str:
+    return "" if path == given else _readable_name(path.relative_to(given).as_posix())
 
 
 def _is_hidden(path: PurePath) -> bool:
@@ -567,6 +645,29 @@ def _sha256(source: Path | bytes) -> str:
 
 def _and_more(others: Sequence[object], what: str) -> str:
     return f" (The same is true of {len(others)} more {what}.)" if others else ""
+
+
+def _with_path(error: DocumentError, file: _File) -> DocumentError:
+    """Let an error's sentence begin with the file's path within the folder, not only with its name."""
+    message = str(error)
+    if file.within and message.startswith(file.name):
+        return _reworded(error, file.within + message[len(file.name) :])
+    return error
+
+
+def _with_progress(error: DocumentError, number: int, files: int, pages: int) -> DocumentError:
+    """Let an error that ends a reading say how far that came, if anything else was to be read."""
+    if files == 1 and not pages:
+        return error
+    read = f"{pages} page{'s were' if pages != 1 else ' was'} read before"
+    skip = "on_error='skip', or --on-error skip in a shell, leaves out what cannot be read"
+    return _reworded(error, f"{str(error).rstrip('.')} (file {number + 1} of {files}; {read}; {skip}).")
+
+
+def _reworded(error: DocumentError, message: str) -> DocumentError:
+    reworded = type(error)(message)
+    reworded.__cause__ = error.__cause__
+    return reworded
 
 
 def _name_some(names: Sequence[str], most: int = 20) -> str:

@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_PAGE_TIMEOUT",
     "SUPPORTED_SUFFIXES",
     "Renderer",
+    "expected_pages",
     "render_document",
     "split_pages",
 ]
@@ -66,7 +67,7 @@ def render_document(
     password: str | None = None,
     pages: range | None = None,
     page_timeout: float = DEFAULT_PAGE_TIMEOUT,
-) -> Iterator[RenderedPage | DocumentError]:
+) -> Generator[RenderedPage | DocumentError, None, None]:
     """Render a document page by page; memory is bounded by one page (by a few, with poppler).
 
     Args:
@@ -112,6 +113,23 @@ def split_pages(
         return [None]
     count = count_pages(PdfJob(source, name, renderer, password, page_timeout))
     return [range(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+def expected_pages(
+    source: Path | bytes,
+    name: str,
+    renderer: Renderer,
+    password: str | None,
+    page_timeout: float = DEFAULT_PAGE_TIMEOUT,
+) -> int:
+    """Count a document's pages without drawing any, in about a millisecond; 1 where that fails, as reading will say."""
+    try:
+        if _is_pdf(source, name):
+            return count_pages(PdfJob(source, name, renderer, password, page_timeout))
+        with _decoding(name), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            return int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1
+    except DocumentError:
+        return 1
 
 
 def _is_pdf(source: Path | bytes, name: str) -> bool:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,20 @@ import pytest
 from llama_index.core.schema import Document
 from PIL import Image
 
-from llama_index_colqwen import MissingDependencyError, MissingTextWarning, PDFPageReader, word_boxes
+from llama_index_colqwen import (
+    MissingDependencyError,
+    MissingTextWarning,
+    PDFPageReader,
+    SkippedDocumentWarning,
+    word_boxes,
+)
 from llama_index_colqwen.reading import ocr
 from tests.documents import Sheet, Text, draw_scan, walk, write_pdf, write_scan, write_text_pdf
 from tests.forks import in_fork, needs_fork
 
 needs_ocr = pytest.mark.skipif(not ocr.is_available(), reason="the [ocr] extra is not installed")
+
+needs_xdg = pytest.mark.skipif(sys.platform != "linux", reason="the user's cache is elsewhere on this system")
 
 LINES = [(100, 150, "INVOICE 4711"), (100, 800, "Total amount due")]
 SCAN = draw_scan(LINES)
@@ -22,6 +33,14 @@ WORDS = ["INVOICE", "4711", "Total", "amount", "due"]
 
 def read(path: Path, **options: Any) -> list[Document]:  # noqa: ANN401
     return PDFPageReader(**{"max_pixels": 400_000, **options}).load_data(path)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, with nothing in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "llama-index-colqwen" / "ocr"
 
 
 @pytest.mark.slow
@@ -69,6 +88,55 @@ def test_what_was_read_is_kept_in_image_dir_and_used_the_next_time(tmp_path: Pat
     assert second.text == first.text.replace("INVOICE", "ALTERED")
     assert second.metadata["word_boxes"] == first.metadata["word_boxes"]
     assert second.metadata["text_source"] == "ocr"
+
+
+@needs_ocr
+@needs_xdg
+def test_what_was_read_for_one_folder_or_for_none_is_not_read_again_for_another(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scan(tmp_path / "scan.pdf", SCAN)
+    (first,) = read(path)
+    (kept,) = walk(cache)
+    assert cache.stat().st_mode & 0o777 == 0o700, "others can read the documents' text"
+    monkeypatch.setattr(ocr, "read_words", None)
+    (second,) = read(path, image_dir=tmp_path / "images")
+    assert (second.text, second.metadata["text_source"]) == (first.text, "ocr")
+    (copy,) = walk(tmp_path / "images" / "ocr")
+    assert copy.read_bytes() == kept.read_bytes(), "the image folder cannot be taken to another machine"
+    kept.unlink()
+    assert read(path, image_dir=tmp_path / "images")[0].text == first.text
+    assert kept.exists()
+
+
+@needs_ocr
+@needs_xdg
+def test_damaged_or_unwritable_cache_is_no_error(tmp_path: Path, cache: Path) -> None:
+    path = write_scan(tmp_path / "scan.pdf", SCAN)
+    text = read(path)[0].text
+    (kept,) = walk(cache)
+    for damage in ("", "[]", '{"text": "x"}', '{"text": "x", "words": [1]}'):
+        kept.write_text(damage)
+        assert read(path)[0].text == text
+        assert json.loads(kept.read_text("utf-8"))["text"] == text
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    assert read(path)[0].text == text
+
+
+@needs_ocr
+def test_progress_knows_all_pages_and_names_the_one_that_ocr_is_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "A page that has a text layer", "and another page that has a text layer")
+    write_scan(tmp_path / "b.pdf", SCAN)
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.7 and then nothing")
+    write_text_pdf(tmp_path / "d.pdf", "A page that has a text layer")
+    with pytest.warns(SkippedDocumentWarning):
+        PDFPageReader(max_pixels=400_000, on_error="skip").load_data(tmp_path)
+    shown = re.findall(r"(\d+/\d+) \[[^\]]*?(OCR: [^\]]*)?\]", capsys.readouterr().err)
+    assert ("2/5", "OCR: b.pdf page 1") in shown, "OCR begins without a word"
+    assert shown[-1] == ("5/5", "")
 
 
 @needs_ocr
@@ -169,5 +237,6 @@ def test_always_without_the_extra_is_a_missing_dependency_that_says_how_to_insta
 @needs_fork
 def test_fork_reads_scans_after_the_parent_did(tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "scan.pdf", SCAN)
+    other = write_scan(tmp_path / "other.pdf", draw_scan(LINES[1:]))
     assert [document.text.split() for document in read(scan)] == [WORDS]
-    assert in_fork(lambda: [document.text.split() for document in read(scan)]) == [WORDS]
+    assert in_fork(lambda: [document.text.split() for document in read(other)]) == [WORDS[2:]]

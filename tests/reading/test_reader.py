@@ -695,3 +695,22 @@ def test_fork_has_worker_processes_of_its_own(tmp_path: Path) -> None:
     write_text_pdf(tmp_path / "a.pdf", "turbine", "penguin")
     expected = ids(reader(num_workers=2).load_data(tmp_path))
     assert in_fork(lambda: ids(reader(num_workers=2).load_data(tmp_path))) == expected
+
+
+@pytest.mark.parametrize("number_of_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_error_in_a_folder_says_where_the_file_is_and_how_far_reading_came(
+    tmp_path: Path, number_of_workers: int
+) -> None:
+    (tmp_path / "2024").mkdir()
+    write_text_pdf(tmp_path / "2024" / "good.pdf", "one", "two", "three")
+    (tmp_path / "2024" / "report.pdf").write_bytes(b"%PDF-1.7 and then nothing")
+    write_text_pdf(tmp_path / "report.pdf", "one")
+    with pytest.raises(UnreadableDocumentError) as raised:
+        reader(num_workers=number_of_workers).load_data(tmp_path)
+    message = str(raised.value)
+    assert message.startswith("2024/report.pdf: the PDF is truncated")
+    assert "(file 2 of 3; 3 pages were read before; on_error='skip'" in message and message.endswith("read).")
+    with pytest.warns(SkippedDocumentWarning, match="2024/report.pdf: the PDF is truncated"):
+        assert len(reader(num_workers=number_of_workers, on_error="skip").load_data(tmp_path)) == 4
+    with pytest.raises(UnreadableDocumentError, match=r"^report\.pdf: the PDF is truncated[^;]*\)\.$|poppler"):
+        reader().load_data(tmp_path / "2024" / "report.pdf")

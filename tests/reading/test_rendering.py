@@ -23,7 +23,7 @@ from llama_index_colqwen.errors import (
 )
 from llama_index_colqwen.images import encode_image
 from llama_index_colqwen.pages import RenderedPage
-from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS
+from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, expected_pages, render_document
 from tests.documents import (
     colour_name,
     corner_colours,
@@ -360,3 +360,31 @@ def test_encoded_page_is_a_jpeg_of_the_same_size() -> None:
     with Image.open(io.BytesIO(encoded.data)) as image:
         assert (image.format, image.size, encoded.mimetype) == ("JPEG", (640, 480), "image/jpeg")
         assert corner_colours(image) == ["red", "green", "blue", "black"]
+
+
+def test_pages_are_counted_before_they_are_drawn(tmp_path: Path) -> None:
+    frames = [quadrants(), quadrants(), quadrants()]
+    files = {
+        "x.pdf": write_text_pdf(tmp_path / "x.pdf", "one", "two").read_bytes(),
+        "x.tiff": encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+        "x.png": encode(quadrants(), "PNG"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        drawn = len(list(render_document(data, name)))
+        assert expected_pages(data, name, "pdfium", None) == drawn
+        assert expected_pages(tmp_path / name, name, "pdfium", None) == drawn
+
+
+def test_what_cannot_be_counted_counts_as_the_page_that_its_error_stands_for(tmp_path: Path) -> None:
+    encrypted = write_text_pdf(tmp_path / "x.pdf", "one", "two", password="geheim").read_bytes()
+    for name, data in {
+        "a.pdf": b"%PDF-1.7",
+        "b.tiff": b"II*\0",
+        "c.png": b"",
+        "d.txt": b"x",
+        "x.pdf": encrypted,
+    }.items():
+        assert expected_pages(data, name, "pdfium", None) == 1
+    assert expected_pages(tmp_path / "gone.pdf", "gone.pdf", "pdfium", None) == 1
+    assert expected_pages(encrypted, "x.pdf", "pdfium", "geheim") == 2
