@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, ImageNode
 
 from llama_index_colqwen.concurrency import gather, in_thread
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
@@ -20,6 +20,7 @@ from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
+from llama_index_colqwen.nodes import node_from_page
 from llama_index_colqwen.resize import ResizeForLLM
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
@@ -39,6 +40,7 @@ __all__ = ["ColQwenIndex"]
 _DEFAULT_URI = "./colqwen.db"
 _DEFAULT_COLLECTION_NAME = "pages"
 _CHECK_PAGES = 16
+_READ_PAGES = 256
 
 
 class ColQwenIndex:
@@ -223,6 +225,19 @@ class ColQwenIndex:
 
     # ---- reading
 
+    def nodes(self, filters: MetadataFilters | None = None) -> list[ImageNode]:
+        """Return the nodes of all pages, or of those that filters keep, by file name and page number.
+
+        They are those that retrieving returns, and have their hashes: a `BM25Retriever` made of them can be fused with
+        this index's retriever, which knows by the hash what both have found.
+        """
+        ids = self.store.page_ids(filters)
+        return [
+            node_from_page(page)
+            for start in range(0, len(ids), _READ_PAGES)
+            for page in self.store.get(ids[start : start + _READ_PAGES])
+        ]
+
     def as_retriever(
         self,
         *,
@@ -366,6 +381,7 @@ class ColQwenIndex:
     adelete_ref_doc = in_thread(delete_ref_doc)
     adelete_nodes = in_thread(delete_nodes)
     acheck = in_thread(check)
+    anodes = in_thread(nodes)
     aclose = in_thread(close)
 
     # ---- inside

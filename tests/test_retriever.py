@@ -16,6 +16,7 @@ from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.retrievers.bm25 import BM25Retriever
 from PIL import Image
 from pydantic import PrivateAttr
 
@@ -176,6 +177,52 @@ def test_fusion_with_another_retriever_keeps_all_pages(index: ColQwenIndex) -> N
         use_async=False,
     )
     assert numbers(fused.retrieve("east")) == [1, 2, 4]
+
+
+@pytest.fixture
+def worded_index(tmp_path: Path) -> Iterator[ColQwenIndex]:
+    """Six pages of words, in three files."""
+    texts = ["tide gauge", "tide tables of the harbour", "pump and valve", "valve of the pump", "harbour dues", "salt"]
+    documents = [make_document(tmp_path, number, text=text) for number, text in enumerate(texts, 1)]
+    for number, document in enumerate(documents):
+        document.metadata["file_name"] = f"{'cba'[number // 2]}.pdf"
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "w.db", show_progress=False) as made:
+        yield made
+
+
+@pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "dist_based_score", "simple"])
+def test_fusion_with_bm25_over_the_same_pages_knows_them_as_the_same(worded_index: ColQwenIndex, mode: str) -> None:
+    words = BM25Retriever.from_defaults(nodes=list(worded_index.nodes()), similarity_top_k=6)
+    pages = worded_index.as_retriever(similarity_top_k=6, score="normalized")
+    fused = QueryFusionRetriever(
+        [pages, words],
+        llm=MockLLM(),
+        mode=mode,  # type: ignore[arg-type]
+        num_queries=1,
+        similarity_top_k=6,
+        use_async=False,
+    )
+    hits = fused.retrieve("tide tables of the harbour")
+    assert sorted(numbers(hits)) == [1, 2, 3, 4, 5, 6]
+    assert all(isinstance(hit.node, ImageNode) and Path(str(hit.node.image_path)).exists() for hit in hits)
+    if mode != "simple":
+        assert numbers(hits)[0] == 2
+
+
+async def test_nodes_are_those_that_are_retrieved_by_file_and_page_number(worded_index: ColQwenIndex) -> None:
+    nodes = worded_index.nodes()
+    assert [(node.metadata["file_name"], node.metadata["page_number"]) for node in nodes] == [
+        ("a.pdf", 5),
+        ("a.pdf", 6),
+        ("b.pdf", 3),
+        ("b.pdf", 4),
+        ("c.pdf", 1),
+        ("c.pdf", 2),
+    ]
+    found = {hit.node.node_id: hit.node for hit in worded_index.as_retriever(similarity_top_k=6).retrieve("pump")}
+    assert {node.node_id: node.hash for node in nodes} == {name: node.hash for name, node in found.items()}
+    filters = MetadataFilters(filters=[MetadataFilter(key="file_name", value="b.pdf")])
+    assert [node.metadata["page_number"] for node in await worded_index.anodes(filters)] == [3, 4]
 
 
 @pytest.mark.parametrize("query", ["", "   ", "\n\t"])

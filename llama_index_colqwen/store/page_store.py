@@ -407,6 +407,17 @@ class MilvusPageStore:
         chosen = page_filter(filters)
         return self._pages.count() if chosen is None else len(search.find(chosen.expression, chosen.keeps))
 
+    def page_ids(self, filters: MetadataFilters | None = None) -> list[str]:
+        """Return the ids of the pages that are stored, or match filters, by file name and page number."""
+        search, chosen = self._require_open().search, page_filter(filters)
+        found = search.find() if chosen is None else search.find(chosen.expression, chosen.keeps)
+
+        def place(entry: PageEntry) -> tuple[str, int, str]:
+            number = entry.metadata.get("page_number")
+            return str(entry.metadata.get("file_name")), number if isinstance(number, int) else 0, entry.page_id
+
+        return [entry.page_id for entry in sorted(found, key=place)]
+
     def documents(self) -> list[StoredDocument]:
         """List the documents, by file name; of a document in several files, the first one's."""
         self._require_open()
@@ -483,6 +494,7 @@ class MilvusPageStore:
     adelete_other_versions = in_thread(delete_other_versions)
     aclear = in_thread(clear)
     acount = in_thread(count)
+    apage_ids = in_thread(page_ids)
     adocuments = in_thread(documents)
     astates = in_thread(states)
     afile_paths = in_thread(file_paths)
