@@ -10,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.schema import BaseNode, ImageNode
+from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
 
 from llama_index_colqwen.concurrency import gather, in_thread
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
-from llama_index_colqwen.nodes import node_from_page
+from llama_index_colqwen.nodes import ImagelessPageNode, node_from_page
 from llama_index_colqwen.resize import ResizeForLLM
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
     from llama_index.core.callbacks import CallbackManager
     from llama_index.core.llms import LLM
-    from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.prompts import BasePromptTemplate
     from llama_index.core.response_synthesizers import BaseSynthesizer
     from llama_index.core.vector_stores import MetadataFilters
@@ -319,6 +319,8 @@ class ColQwenIndex:
 
         Raises:
             InvalidOptionError: If an option has no such value.
+            DocumentNotFoundError: By the engine, if `multimodal` and the images of all pages that it found are gone;
+                of some, they go as text.
         """
         from llama_index.core.query_engine import RetrieverQueryEngine
 
@@ -330,6 +332,8 @@ class ColQwenIndex:
         processors = list(node_postprocessors or [])
         if llm_max_pixels is not None and multimodal:
             processors.append(ResizeForLLM(llm_max_pixels))
+        if multimodal:
+            processors.append(_RequireImages())
         retriever = self.as_retriever(
             similarity_top_k=similarity_top_k,
             candidate_k=candidate_k,
@@ -406,3 +410,24 @@ def _choose_store(
             "vector_dtype too: these are the store's own, so give them to it."
         )
     return given
+
+
+class _RequireImages(BaseNodePostprocessor):
+    """Refuses pages of which none has an image."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "RequireImages"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if nodes and all(isinstance(found.node, ImagelessPageNode) for found in nodes):
+            pages = ", ".join(
+                f"{found.metadata.get('file_name')} page {found.metadata.get('page_label')}" for found in nodes
+            )
+            raise DocumentNotFoundError(
+                f"The images of all pages that were found are gone ({pages}): index their files again, or ask for "
+                "answers from text with multimodal=False."
+            )
+        return nodes

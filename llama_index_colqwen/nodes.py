@@ -20,13 +20,22 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from llama_index.core.schema import BaseNode, Document, ImageNode
+from llama_index.core.schema import BaseNode, Document, ImageNode, MetadataMode, TextNode
 
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.images import image_sha256, write_page_image
 from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
 
-__all__ = ["HIDDEN_METADATA", "make_page_id", "node_from_page", "page_from_node", "with_image_on_disk", "word_boxes"]
+__all__ = [
+    "HIDDEN_METADATA",
+    "ImagelessPageNode",
+    "make_page_id",
+    "node_from_page",
+    "node_without_image",
+    "page_from_node",
+    "with_image_on_disk",
+    "word_boxes",
+]
 
 HIDDEN_METADATA = ("file_path", "page_number", "document_id", "page_sha256", "text_source", "word_boxes")
 """Metadata that a language model has no use for: `file_name` and `page_label` are what it sees."""
@@ -118,6 +127,19 @@ def page_from_node(node: BaseNode) -> Page:
 def node_from_page(page: Page) -> ImageNode:
     """Turn a stored page back into the node it was; a new object each time, since LlamaIndex changes nodes in place."""
     return ImageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": page.image_path})
+
+
+class ImagelessPageNode(ImageNode):
+    """A page whose image cannot be had: a model that sees images is given its text."""
+
+    def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[Any]:
+        """Return metadata and text as blocks."""
+        return TextNode.get_content_blocks(self, metadata_mode)
+
+
+def node_without_image(page: Page) -> ImagelessPageNode:
+    """Turn a stored page back into a node; see `ImagelessPageNode`."""
+    return ImagelessPageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": None})
 
 
 def word_boxes(node: BaseNode) -> list[WordBox]:

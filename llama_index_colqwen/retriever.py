@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
-from llama_index_colqwen.nodes import node_from_page
+from llama_index_colqwen.nodes import node_from_page, node_without_image
+from llama_index_colqwen.pages import Page
+from llama_index_colqwen.reading.redraw import draw_again
 from llama_index_colqwen.store.filters import page_filter
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
@@ -144,12 +146,9 @@ class ColQwenRetriever(BaseRetriever):
         ranked = rank(query, candidates, self._similarity_top_k)
         scale = 1 / len(query) if self._score == "normalized" else 1.0
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
-        for page in pages.values():
-            if page.image_path and not Path(page.image_path).exists():
-                _LOGGER.warning("The image of %s is gone: %s. Index its file again.", page.file_name, page.image_path)
         # A page that was deleted between ranking and reading is left out.
         return [
-            NodeWithScore(node=node_from_page(pages[page.page_id]), score=page.score * scale)
+            NodeWithScore(node=_node(pages[page.page_id]), score=page.score * scale)
             for page in ranked
             if page.page_id in pages
         ]
@@ -170,3 +169,11 @@ class ColQwenRetriever(BaseRetriever):
 def _texts(query_bundle: QueryBundle) -> Sequence[str]:
     # embedding_strs and not query_str: query transforms (HyDE, say) put their texts there.
     return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
+
+
+def _node(page: Page) -> ImageNode:
+    """Return a page's node with its image, which is drawn again where it is gone, or else without."""
+    if page.image_path is None or Path(page.image_path).exists() or draw_again(page):
+        return node_from_page(page)
+    _LOGGER.warning("The image of %s is gone: %s. Index its file again.", page.file_name, page.image_path)
+    return node_without_image(page)

@@ -23,14 +23,17 @@ from pydantic import PrivateAttr
 from llama_index_colqwen import (
     ColQwenIndex,
     ColQwenRetriever,
+    DocumentNotFoundError,
     EmbedderFingerprint,
     FingerprintMismatchError,
     InvalidOptionError,
     MultiVector,
+    PDFPageReader,
     QueryError,
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.testing import FakeEmbedder
+from tests.documents import write_text_pdf
 from tests.fakes import unit_rows
 from tests.test_index import make_document
 
@@ -84,6 +87,50 @@ def test_image_that_is_gone_is_named_in_the_log(index: ColQwenIndex, caplog: pyt
     Path(path).unlink()
     assert numbers(index.as_retriever(similarity_top_k=1).retrieve("east")) == [1]
     assert caplog.messages == [f"The image of d.pdf is gone: {path}. Index its file again."]
+
+
+def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge of the harbour", "valve of the pump")
+    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
+        [hit] = made.as_retriever(similarity_top_k=1).retrieve("valve")
+        path = Path(str(hit.node.image_path))  # type: ignore[attr-defined]
+        drawn = path.read_bytes()
+        path.unlink()
+        [again] = made.as_retriever(similarity_top_k=1).retrieve("valve")
+        assert again.node.hash == hit.node.hash
+        assert path.read_bytes() == drawn
+        path.unlink()
+        pdf.write_bytes(pdf.read_bytes() + b"\n")  # another version
+        made.as_retriever(similarity_top_k=1).retrieve("valve")
+        assert not path.exists()
+        assert "The image of two.pdf is gone" in caplog.text
+
+
+def test_page_whose_image_is_gone_goes_to_the_model_as_text(index: ColQwenIndex) -> None:
+    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    for engine in (
+        index.as_query_engine(llm=llm, similarity_top_k=2),
+        index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150),
+        RetrieverQueryEngine.from_args(index.as_retriever(similarity_top_k=2), llm=llm, multimodal=True),
+    ):
+        for found in index.as_retriever(similarity_top_k=1).retrieve("east"):
+            Path(str(found.node.image_path)).unlink(missing_ok=True)  # type: ignore[attr-defined]
+        assert str(engine.query("east")) == "1 images"
+        assert "text 1" in llm.words()
+        assert "page_label: 1" in llm.words()
+
+
+def test_pages_whose_images_are_all_gone_are_named(index: ColQwenIndex) -> None:
+    for found in index.as_retriever(similarity_top_k=4).retrieve("east"):
+        Path(str(found.node.image_path)).unlink()  # type: ignore[attr-defined]
+    engine = index.as_query_engine(llm=SeeingLLM(max_tokens=None, is_chat_model=True), similarity_top_k=2)
+    with pytest.raises(
+        DocumentNotFoundError, match=r"all pages.*gone \(d\.pdf page 1, d\.pdf page 2\).*multimodal=False"
+    ):
+        engine.query("east")
+    text = index.as_query_engine(llm=MockLLM(), multimodal=False, similarity_top_k=1)
+    assert "text 1" in str(text.query("east"))
 
 
 def test_normalized_score_is_per_query_token(index: ColQwenIndex) -> None:
