@@ -174,8 +174,6 @@ def _engine(process: int) -> Any:  # noqa: ANN401 - rapidocr is untyped and opti
             "Global.log_level": "error",
             # The threads are `_threads`: the runtime's own take a third more CPU, in waiting for one another.
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-            "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,
-            "Rec.rec_img_shape": [3, 48, 32],  # the last is what short lines are padded to; 320 unless told
         }
     )
 
