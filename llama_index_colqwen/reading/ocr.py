@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINE", "is_available", "read_words"]
 
-ENGINE = "rapidocr-2"
+ENGINE = "rapidocr-3"
 """Names what read the page; changes whenever the same image could be read differently, so that caches are renewed."""
 
 # The longer side, in pixels, of what the engine sees: full recall on letter pages at half the time of 2000 pixels.

@@ -184,7 +184,7 @@ class PDFPageReader(BasePydanticReader):
         max_pixels: A page is drawn to about this many pixels: by default 150 dpi for a letter page, fewer dpi for a
             poster.
         extract_text: Whether to read text and word boxes at all.
-        ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1.6 s a page) and says once
+        ocr: "auto" reads pages without a text layer when the `[ocr]` extra is installed (1-3 s a page) and says once
             which pages it could not read otherwise; "always" reads every page; "never" none. What it read is kept by
             the image's content, in `image_dir` and in the user's cache (`~/.cache/llama-index-colqwen/ocr` on Linux,
             `XDG_CACHE_HOME`): no image is read twice, whichever folder it is read for.
