@@ -293,7 +293,7 @@ class PDFPageReader(BasePydanticReader):
         with (
             tempfile.TemporaryDirectory(prefix="colqwen-") as scratch,
             tqdm(total=total, desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
-            closing(self._parts(self._converted(files, Path(scratch)), extra_info, progress.set_postfix_str)) as parts,
+            closing(self._parts(self._converted(files, Path(scratch)), extra_info, partial(_tell, progress))) as parts,
         ):
             for number, read in parts:
                 for page in read():
@@ -641,6 +641,12 @@ def _sha256(source: Path | bytes) -> str:
     except OSError as error:
         raise DocumentError(f"{_readable_name(source.name)}: the file cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
+
+
+def _tell(progress: tqdm[Any], what: str) -> None:
+    """Show what is read, and the bar from now on: tqdm shows no end of one that is still in its delay."""
+    progress.delay = 0
+    progress.set_postfix_str(what)
 
 
 def _and_more(others: Sequence[object], what: str) -> str:
