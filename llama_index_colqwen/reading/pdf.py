@@ -24,6 +24,7 @@ from llama_index_colqwen.errors import (
     EncryptedDocumentError,
     MissingDependencyError,
     UnreadableDocumentError,
+    in_one_line,
 )
 from llama_index_colqwen.images import fit_size
 from llama_index_colqwen.pages import RenderedPage
@@ -386,7 +387,7 @@ def _ask_poppler(
             f"{job.name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
         ) from error
     except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
-        raise UnreadableDocumentError(f"{job.name}: poppler cannot read the PDF ({error}).") from error
+        raise UnreadableDocumentError(f"{job.name}: poppler cannot read the PDF ({in_one_line(error)}).") from error
     except exceptions.PDFPopplerTimeoutError as error:
         raise UnreadableDocumentError(
             f"{job.name}: poppler took more than {job.page_timeout:g} s (page_timeout)."
