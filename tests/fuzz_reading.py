@@ -58,7 +58,7 @@ def read(path: Path, reader: PDFPageReader, megabytes: float) -> Outcome:
             _check_page(document.text, document.metadata)
     except DocumentError as error:
         message = str(error)
-        foreign = str(path.parent), "\n", "<"  # what other libraries say of files and objects
+        foreign = str(path.parent), "\n", " object at "  # what other libraries say of files and objects
         if not message.startswith(path.name) or len(message) > 500 or any(one in message for one in foreign):
             return Outcome("not one clear sentence", repr(error))
         if "page_timeout" in message:
