@@ -26,6 +26,8 @@ Every error is also the builtin in brackets, so that existing handlers keep work
 
 from __future__ import annotations
 
+import textwrap
+
 __all__ = [
     "CollectionNotFoundError",
     "ColQwenError",
@@ -48,6 +50,7 @@ __all__ = [
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
     "check_count",
+    "in_one_line",
 ]
 
 
@@ -89,6 +92,11 @@ def check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidOptionError(f"{name} is a whole number, at least 1; got {value!r}.")
     return value
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what another library says, for a sentence of ours: without line ends, and no more than is read."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 class DocumentError(ColQwenError, ValueError):

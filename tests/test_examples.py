@@ -132,6 +132,34 @@ def test_quality_measures_count_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="poppler's programs are not installed")
+def test_text_benchmark_compares_words_with_popplers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path)
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4")
+    main = runpy.run_path(str(ROOT / "benchmarks" / "text.py"))["main"]
+    assert main([str(tmp_path), "--pages", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "pdftotext cannot read them: broken.pdf" in output
+    line = json.loads(output.splitlines()[-1])
+    assert (line["files"], line["all"]["pages"]) == (1, 2)
+    assert line["all"]["words"] > 100
+    assert line["all"]["recall"] > 0.95
+    assert line["all"]["more"] < 0.05
+    assert line["worst"] == [["tidal-sensors-paper.pdf", line["all"]["recall"]]]
+    assert line["cpu_ms"] > 0
+
+
+def test_text_benchmark_counts_words_by_hand() -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / "text.py"))
+    # "a" twice of three times, "b", not "c"; and "d" besides
+    page = names["compare"]("A a, b! d", "a a a b c")
+    assert (page.theirs, page.shared, page.more) == (5, 3, 1)
+    missed = names["compare"]("", "one two three")
+    assert names["figures"]([page, missed]) == {"pages": 2, "words": 8, "recall": 0.375, "more": 0.125}
+    assert names["figures"]([]) == {"pages": 0, "words": 0, "recall": None, "more": None}
+
+
+@pytest.mark.slow
 def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]

@@ -24,6 +24,7 @@ from llama_index_colqwen.errors import (
     EncryptedDocumentError,
     MissingDependencyError,
     UnreadableDocumentError,
+    in_one_line,
 )
 from llama_index_colqwen.images import fit_size
 from llama_index_colqwen.pages import RenderedPage
@@ -233,6 +234,10 @@ def _place_page(pdf: pypdfium2.PdfDocument, index: int, job: PdfJob) -> _Placeme
             width, height = pdf.get_page_size(index)  # in points, as the page is shown: turned and cropped
     except pypdfium2.PdfiumError as error:
         return UnreadableDocumentError(f"{job.name}: page {index + 1} is missing or corrupt ({error}).")
+    return _place(width, height, index, job)
+
+
+def _place(width: float, height: float, index: int, job: PdfJob) -> _Placement | DocumentError:
     if not (width > 0 and height > 0 and width * height < math.inf):
         return UnreadableDocumentError(
             f"{job.name}: page {index + 1} is corrupt (its size is {width} x {height} points)."
@@ -324,8 +329,11 @@ def _draw_alone_with_poppler(job: PdfJob, indexes: range) -> Iterator[int | Rend
     for index in indexes:
         yield index
         info = _ask_poppler("pdfinfo", job, index, index)
-        width, height = map(float, re.findall(r"[\d.]+", info[f"Page {index + 1:4} size"])[:2])
-        placement = _Placement.of(width, height, job.max_pixels)
+        size = re.match(r"(\S+) x (\S+) ", info.get(f"Page {index + 1:4} size", ""))
+        placement = _place(float(size[1]), float(size[2]), index, job) if size else _undrawn(job.name, index)
+        if isinstance(placement, DocumentError):
+            yield placement
+            continue
         image = _draw_with_poppler(job, {index: placement})[index]
         yield image if isinstance(image, DocumentError) else RenderedPage(index + 1, str(index + 1), image, [], "")
 
@@ -386,7 +394,7 @@ def _ask_poppler(
             f"{job.name}: renderer='poppler' needs poppler's programs; on Debian: apt-get install poppler-utils."
         ) from error
     except (exceptions.PDFPageCountError, exceptions.PDFSyntaxError) as error:
-        raise UnreadableDocumentError(f"{job.name}: poppler cannot read the PDF ({error}).") from error
+        raise UnreadableDocumentError(f"{job.name}: poppler cannot read the PDF ({in_one_line(error)}).") from error
     except exceptions.PDFPopplerTimeoutError as error:
         raise UnreadableDocumentError(
             f"{job.name}: poppler took more than {job.page_timeout:g} s (page_timeout)."

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.errors import (
@@ -21,6 +21,7 @@ from llama_index_colqwen.errors import (
     MissingDependencyError,
     UnreadableDocumentError,
     UnsupportedDocumentError,
+    in_one_line,
 )
 from llama_index_colqwen.images import fit_size, to_rgb
 from llama_index_colqwen.pages import RenderedPage
@@ -203,8 +204,12 @@ def _decoding(what: str) -> Iterator[None]:
             raise
         except Image.DecompressionBombError as error:
             raise UnreadableDocumentError(f"{what}: {_TOO_LARGE}") from error
+        except UnidentifiedImageError as error:  # which names the file's path, or the address of its bytes in memory
+            raise UnreadableDocumentError(f"{what}: the image is truncated, corrupt, or none that is read.") from error
         except Exception as error:  # over corrupt files Pillow raises OSError, TypeError, KeyError and more
-            raise UnreadableDocumentError(f"{what}: the image is truncated or corrupt ({error}).") from error
+            raise UnreadableDocumentError(
+                f"{what}: the image is truncated or corrupt ({in_one_line(error)})."
+            ) from error
 
 
 def _decode(frame: Image.Image, what: str, max_pixels: int) -> Image.Image:

@@ -6,6 +6,7 @@ Knows nothing of files, of how pages are drawn, or of OCR.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import sys
 import unicodedata
@@ -25,6 +26,10 @@ __all__ = ["read_text_layer"]
 
 # A generated line-end hyphen, which pdfium reports as one of these; the word goes on in the next line.
 _LINE_HYPHENS = "\x02\ufffe"
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the box of a word whose place a corrupt file has beyond all numbers
+
+_EMPTY_AP = 2  # bytes: the zero at a string's end
+
 _NOT_IN_WORDS = dict.fromkeys(map(ord, _LINE_HYPHENS + TORN))
 
 
@@ -49,15 +54,20 @@ def _flatten(page: pypdfium2.PdfPage) -> bool:
     import pypdfium2.raw as pdfium
 
     holding = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP)
-    for number in range(pdfium.FPDFPage_GetAnnotCount(page)):
+    found = False
+    for number in reversed(range(pdfium.FPDFPage_GetAnnotCount(page))):
         annotation = pdfium.FPDFPage_GetAnnot(page, number)
         if not annotation:
             continue
         subtype = pdfium.FPDFAnnot_GetSubtype(annotation)
+        appearance = pdfium.FPDFAnnot_GetAP(annotation, pdfium.FPDF_ANNOT_APPEARANCEMODE_NORMAL, None, 0)
         pdfium.FPDFPage_CloseAnnot(annotation)
-        if subtype in holding:
-            return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
-    return False
+        if appearance <= _EMPTY_AP:
+            # It has nothing to be seen. Were it left, pdfium would end the process if its file promises something.
+            pdfium.FPDFPage_RemoveAnnot(page, number)
+        elif subtype in holding:
+            found = True
+    return found and bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
 
 
 def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
@@ -140,7 +150,8 @@ class _Locator:
             tops.append(top.value)
         x0, y0 = self._to_page(min(lefts), min(bottoms))
         x1, y1 = self._to_page(max(rights), max(tops))
-        return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+        box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+        return box if all(map(math.isfinite, box)) else _NOWHERE
 
     def _to_page(self, x: float, y: float) -> tuple[float, float]:
         a, b, c, d, e, f = self._from_points

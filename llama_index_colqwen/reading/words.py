@@ -190,7 +190,8 @@ class _Glyphs:
         box = self._one
         pdfium.FPDFText_GetLooseCharBox(self._handle, index, ctypes.byref(box))
         quarters = pdfium.FPDFText_GetCharAngle(self._handle, index) / (math.pi / 2)
-        turned = round(quarters) % 4 if abs(quarters - round(quarters)) < 0.05 else None
+        # A corrupt file's numbers may come to no angle.
+        turned = round(quarters) % 4 if math.isfinite(quarters) and abs(quarters - round(quarters)) < 0.05 else None
         return _Glyph(box.left, box.bottom, box.right, box.top, turned)
 
     def clearly_apart(self, index: int, next_index: int) -> bool:

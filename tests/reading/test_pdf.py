@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -331,6 +332,29 @@ def test_file_that_pdfium_does_not_open_is_drawn_by_poppler(tmp_path: Path) -> N
     pages = render(path, renderer="poppler", max_pixels=10_000)
     assert [(page.page_number, page.image.size, page.text) for page in pages] == [(1, sizes[0], ""), (2, sizes[1], "")]
     assert all(page.image.getextrema() != ((255, 255),) * 3 for page in pages)
+
+
+@needs_poppler
+def test_page_that_poppler_alone_finds_missing_is_an_error_in_its_place(tmp_path: Path) -> None:
+    path = write_text_pdf(tmp_path / "headless.pdf", "first", "second", "third")
+    data = path.read_bytes().replace(b"%PDF-", b"%XXX-", 1)  # pdfium does not open it
+    data, found = re.subn(rb"(/Kids \[ \d+ 0 R) \d+ 0 R", rb"\1 99 0 R", data)
+    assert found == 1
+    # poppler counts three pages, and finds two
+    first, third, missing = render_document(data, "headless.pdf", renderer="poppler", max_pixels=1000)
+    assert isinstance(first, RenderedPage)
+    assert isinstance(third, RenderedPage)
+    assert isinstance(missing, UnreadableDocumentError)
+    assert str(missing) == "headless.pdf: page 3 is corrupt (its size is 0.0 x 0.0 points)."
+
+
+@needs_poppler
+def test_error_over_what_poppler_cannot_read_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.pdf"
+    path.write_bytes(b"%PDF-1.4")  # over which poppler says several lines
+    with pytest.raises(UnreadableDocumentError) as raised:
+        render(path, renderer="poppler")
+    assert re.fullmatch(r"x\.pdf: poppler cannot read the PDF \(.*\)\.", str(raised.value))
 
 
 @pytest.mark.parametrize(("code", "character"), [(65, "A"), (0, " "), (0x10FFFF, "\U0010ffff"), (0x110000, "\ufffd")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -75,6 +76,23 @@ def test_heic_image_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(MissingDependencyError, match=r"llama-index-colqwen\[heic\]"):
         render(b"\0\0\0\x1cftypheic" + bytes(20), "photo.heic")
+
+
+def test_error_over_a_cut_heic_image_is_one_line() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encode(quadrants(), "HEIF")
+    with pytest.raises(UnreadableDocumentError) as raised:  # libheif's own words end with a line end
+        render(data[:-1], "photo.heic")
+    assert re.fullmatch(r"photo\.heic: page 1: the image is truncated or corrupt \(.*\)\.", str(raised.value))
+
+
+def test_error_over_what_is_no_image_names_only_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"no image")
+    for source in (path, path.read_bytes()):
+        with pytest.raises(UnreadableDocumentError) as raised:
+            list(render_pages(source, path.name))
+        assert str(raised.value) == "photo.png: the image is truncated, corrupt, or none that is read."
 
 
 def test_image_file_on_disk_and_its_bytes_are_the_same_page(tmp_path: Path) -> None:

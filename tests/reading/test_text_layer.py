@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pikepdf
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
-from llama_index_colqwen import PDFPageReader
+from llama_index_colqwen import PDFPageReader, word_boxes
 from llama_index_colqwen.pages import RenderedPage, WordBox
 from llama_index_colqwen.reading import ocr
 from llama_index_colqwen.reading.rendering import Renderer
-from tests.documents import LETTER, Box
+from tests.documents import LETTER, Box, write_text_pdf
 from tests.reading.rendered import render_pages
 
 
@@ -93,6 +95,37 @@ def test_form_is_read_whoever_draws_it(tmp_path: Path, renderer: Renderer) -> No
     if renderer == "poppler":
         pytest.importorskip("pdf2image", reason="the [poppler] extra is not installed")
     assert "Smith" in read(write_form(tmp_path / "form.pdf"), renderer).text
+
+
+def test_checkbox_whose_appearance_is_missing_ends_nothing(tmp_path: Path) -> None:
+    canvas = Canvas(whole := io.BytesIO(), pagesize=LETTER)
+    canvas.drawString(72, 750, "Printed")
+    canvas.acroForm.checkbox(name="yes", x=72, y=700)
+    canvas.acroForm.textfield(name="name", value="Smith", x=72, y=600, width=200, height=24)
+    canvas.save()
+    missing = pikepdf.Dictionary(Missing="")
+    with pikepdf.open(whole) as pdf:
+        checkbox = pdf.pages[0].Annots[0]
+        del checkbox.AS  # without it pdfium's flattening takes the first appearance, and ends the process if it is null
+        checkbox.AP = pikepdf.Dictionary(N=pikepdf.Dictionary(Off=pdf.make_indirect(missing)))
+        pdf.save(tmp_path / "form.pdf", compress_streams=False, object_stream_mode=pikepdf.ObjectStreamMode.disable)
+    data = (tmp_path / "form.pdf").read_bytes()
+    damaged = re.sub(rb"/Off \d+ 0 R", b"/Off 99 0 R", data)
+    assert damaged != data
+    (page,) = render_pages(damaged, "form.pdf")
+    assert page.text.split() == ["Printed", "Smith"]
+
+
+def test_word_that_stands_beyond_all_numbers_is_text_without_a_place(tmp_path: Path) -> None:
+    path = write_text_pdf(tmp_path / "x.pdf", "hello there")
+    with pikepdf.open(path, allow_overwriting_input=True) as pdf:
+        page = pdf.pages[0]
+        page.Contents = pdf.make_stream(b"12 14.4 12 14.4 0 0 cm " * 40 + page.Contents.read_bytes())
+        pdf.save(path)
+    (document,) = PDFPageReader(ocr="never").load_data(path)
+    assert document.text == "hello there"
+    words = word_boxes(document)
+    assert [(word.text, *box(word)) for word in words] == [("hello", 0, 0, 0, 0), ("there", 0, 0, 0, 0)]
 
 
 def map_to_unicode(path: Path, mapped: dict[str, str]) -> None:
