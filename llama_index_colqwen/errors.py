@@ -7,7 +7,8 @@
     │   ├── DocumentNotFoundError   (FileNotFoundError)  no such file, or a folder with nothing to read
     │   ├── UnsupportedDocumentError                     a file type that is not read
     │   ├── EncryptedDocumentError                       a password is missing or wrong
-    │   └── UnreadableDocumentError                      truncated, corrupt, empty, or too large to decode
+    │   ├── ConverterNotFoundError                       an office document, and no LibreOffice
+    │   └── UnreadableDocumentError                      truncated, corrupt, empty, too large, or too slow to draw
     ├── QueryError                  (ValueError)         an empty query, or one the embedder cannot read
     ├── DimensionMismatchError      (ValueError)         multi-vectors of two dims
     ├── ModelError                  (RuntimeError)       a model cannot be loaded, or computes nonsense
