@@ -29,6 +29,7 @@ from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
 __all__ = [
     "HIDDEN_METADATA",
     "ImagelessPageNode",
+    "caption",
     "make_page_id",
     "node_from_page",
     "node_without_image",
@@ -140,6 +141,13 @@ class ImagelessPageNode(ImageNode):
 def node_without_image(page: Page) -> ImagelessPageNode:
     """Turn a stored page back into a node; see `ImagelessPageNode`."""
     return ImagelessPageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": None})
+
+
+def caption(node: BaseNode) -> str:
+    """Say in words where a page is from, for people and models: `report.pdf, page iv`."""
+    name = node.metadata.get("file_name") or node.node_id
+    label = node.metadata.get("page_label") or node.metadata.get("page_number")
+    return f"{name}, page {label}" if label else str(name)
 
 
 def word_boxes(node: BaseNode) -> list[WordBox]:

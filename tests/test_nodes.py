@@ -23,7 +23,14 @@ from llama_index.core.schema import (
 
 from llama_index_colqwen import PDFPageReader, word_boxes
 from llama_index_colqwen.errors import InvalidOptionError
-from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id, node_from_page, page_from_node, with_image_on_disk
+from llama_index_colqwen.nodes import (
+    HIDDEN_METADATA,
+    caption,
+    make_page_id,
+    node_from_page,
+    page_from_node,
+    with_image_on_disk,
+)
 from llama_index_colqwen.pages import WordBox, pack_boxes, unpack_boxes
 from tests.documents import encode, quadrants, walk, write_text_pdf
 
@@ -213,6 +220,12 @@ def test_text_that_was_changed_afterwards_is_noticed() -> None:
     packed = pack_boxes([WordBox("two", 0, 0, 0.4, 1), WordBox("words", 0.5, 0, 1, 1)])
     with pytest.raises(ValueError, match="3 words but 2 boxes"):
         unpack_boxes("three words now", packed)
+
+
+def test_a_caption_names_file_and_page(document: Document) -> None:
+    assert caption(document) == "x.pdf, page 2"
+    assert caption(TextNode(text="x", metadata={"file_name": "a.png", "page_number": 3})) == "a.png, page 3"
+    assert caption(TextNode(id_="n1", text="x")) == "n1"
 
 
 def test_node_without_boxes_has_none() -> None:
