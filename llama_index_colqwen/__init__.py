@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llama_index_colqwen.answering import PagePromptHelper
     from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
     from llama_index_colqwen.embedders.lexical import LexicalEmbedder
     from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.indexing import IndexingReport
     from llama_index_colqwen.late_interaction.maxsim import Candidate
     from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
-    from llama_index_colqwen.nodes import word_boxes
+    from llama_index_colqwen.nodes import PageNode, PageWithScore, word_boxes
     from llama_index_colqwen.pages import Page, WordBox
     from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
     from llama_index_colqwen.resize import ResizeForLLM
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "answering": ["PagePromptHelper"],
     "embedders.colqwen": ["ColQwenEmbedder"],
     "embedders.lexical": ["LexicalEmbedder"],
     "embedders.protocol": ["MultiVectorEmbedder"],
@@ -89,7 +91,7 @@ _MODULES = {
     "indexing": ["IndexingReport"],
     "late_interaction.maxsim": ["Candidate"],
     "late_interaction.multivectors": ["MultiVector", "PageVectors", "PatchGrid"],
-    "nodes": ["word_boxes"],
+    "nodes": ["PageNode", "PageWithScore", "word_boxes"],
     "pages": ["Page", "WordBox"],
     "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
     "resize": ["ResizeForLLM"],
@@ -136,7 +138,10 @@ __all__ = [
     "MultiVectorEmbedder",
     "PDFPageReader",
     "Page",
+    "PageNode",
+    "PagePromptHelper",
     "PageVectors",
+    "PageWithScore",
     "PatchGrid",
     "QueryError",
     "ResizeForLLM",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
-from llama_index_colqwen.nodes import node_from_page, node_without_image
+from llama_index_colqwen.nodes import PageNode, PageWithScore, node_from_page, node_without_image
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.reading.redraw import draw_again
 from llama_index_colqwen.store.filters import page_filter
@@ -28,6 +28,7 @@ from llama_index_colqwen.store.page_store import MilvusPageStore
 
 if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.schema import QueryType
     from llama_index.core.vector_stores import MetadataFilters
 
 __all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score"]
@@ -139,6 +140,14 @@ class ColQwenRetriever(BaseRetriever):
 
     # ---- retrieving
 
+    if TYPE_CHECKING:  # what is retrieved is known better than by the base class
+
+        def retrieve(self, str_or_query_bundle: QueryType) -> list[PageWithScore]:  # type: ignore[override]
+            """Return the pages that answer, best first."""
+
+        async def aretrieve(self, str_or_query_bundle: QueryType) -> list[PageWithScore]:  # type: ignore[override]
+            """Return the pages that answer, best first."""
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query = self._embed(query_bundle)
         candidate_k = max(self._candidate_k, _CANDIDATES_A_RESULT * self._similarity_top_k)
@@ -148,7 +157,7 @@ class ColQwenRetriever(BaseRetriever):
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
         # A page that was deleted between ranking and reading is left out.
         return [
-            NodeWithScore(node=_node(pages[page.page_id]), score=page.score * scale)
+            PageWithScore(node=_node(pages[page.page_id]), score=page.score * scale)
             for page in ranked
             if page.page_id in pages
         ]
@@ -171,7 +180,7 @@ def _texts(query_bundle: QueryBundle) -> Sequence[str]:
     return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
 
 
-def _node(page: Page) -> ImageNode:
+def _node(page: Page) -> PageNode:
     """Return a page's node with its image, which is drawn again where it is gone, or else without."""
     if page.image_path is None or Path(page.image_path).exists() or draw_again(page):
         return node_from_page(page)

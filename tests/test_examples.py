@@ -18,7 +18,7 @@ import pytest
 from llama_index_colqwen import ColQwenEmbedder
 from llama_index_colqwen.reading import ocr
 from tests.checkpoints import keep_in_cache
-from tests.test_retriever import SeeingLLM
+from tests.recording_llm import SeeingLLM
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text("utf-8")
-    names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
+    names: dict[str, Any] = {"vision_llm": SeeingLLM()}
     with serve(ColQwenEmbedder(device="cpu")) as url:
         blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
         assert len(blocks) == 8

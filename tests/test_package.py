@@ -125,7 +125,7 @@ def test_errors_are_also_the_builtins_they_are_documented_as() -> None:
 def test_everything_that_waits_has_an_asynchronous_twin(name: str) -> None:
     public = getattr(llama_index_colqwen, name)
     # What makes an object, and an iterator that waits as it is used.
-    made = {"as_retriever", "as_query_engine", "from_documents", "from_existing", "stream_pages"}
+    made = {"as_retriever", "as_query_engine", "as_chat_engine", "from_documents", "from_existing", "stream_pages"}
     methods = {
         method: value
         for method, value in inspect.getmembers(public, inspect.isroutine)

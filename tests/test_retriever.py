@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, LLMMetadata, TextBlock
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
@@ -17,7 +16,6 @@ from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from PIL import Image
-from pydantic import PrivateAttr
 
 from llama_index_colqwen import (
     ColQwenIndex,
@@ -29,11 +27,13 @@ from llama_index_colqwen import (
     MultiVector,
     PDFPageReader,
     QueryError,
+    word_boxes,
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.documents import write_text_pdf
 from tests.fakes import unit_rows
+from tests.recording_llm import SeeingLLM
 from tests.test_index import make_document
 
 TABLE: dict[str, MultiVector] = {
@@ -74,16 +74,31 @@ def test_pages_come_best_first_with_their_maxsim_and_ties_in_page_order(index: C
 
 def test_hits_are_image_nodes_whose_images_open(index: ColQwenIndex) -> None:
     for hit in index.as_retriever().retrieve("east"):
-        assert type(hit.node) is ImageNode
+        assert isinstance(hit.node, ImageNode)
         assert size_of(hit.node.resolve_image()) == (20, 30)
         assert hit.node.get_content(MetadataMode.LLM).startswith("file_name: d.pdf\npage_label: ")
+
+
+def test_a_hit_is_short_where_it_is_printed_and_its_words_boxes_stay_out_of_metadata(tmp_path: Path) -> None:
+    pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge of the harbour " * 20, "valve of the pump")
+    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
+        hits = made.as_retriever(similarity_top_k=2).retrieve("gauge of the harbour")
+        assert made.refresh_ref_docs([hit.node for hit in hits], show_progress=False) == [False, False]
+    for printed in (str(hits[0]), repr(hits[0]), str(hits[0].node), str(hits)):
+        assert "two.pdf, page 1: 'tide gauge" in printed
+        assert len(printed) < 300
+        assert hits[0].node_id not in printed and "/" not in printed
+    assert str(hits[0]).startswith(f"<{hits[0].score:.3f} two.pdf")
+    assert len(str(hits[0].metadata)) < 600
+    assert [word.text for word in word_boxes(hits[1].node)] == ["valve", "of", "the", "pump"]
 
 
 def test_image_that_is_gone_is_named_in_the_log(index: ColQwenIndex, caplog: pytest.LogCaptureFixture) -> None:
     [hit] = index.as_retriever(similarity_top_k=1).retrieve("east")
     assert caplog.messages == []
-    path = hit.node.image_path  # type: ignore[attr-defined]
-    Path(path).unlink()
+    path = hit.node.image_path
+    Path(str(path)).unlink()
     assert numbers(index.as_retriever(similarity_top_k=1).retrieve("east")) == [1]
     assert caplog.messages == [f"The image of d.pdf is gone: {path}. Index its file again."]
 
@@ -93,7 +108,7 @@ def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog:
     documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         [hit] = made.as_retriever(similarity_top_k=1).retrieve("valve")
-        path = Path(str(hit.node.image_path))  # type: ignore[attr-defined]
+        path = Path(str(hit.node.image_path))
         drawn = path.read_bytes()
         path.unlink()
         [again] = made.as_retriever(similarity_top_k=1).retrieve("valve")
@@ -107,14 +122,14 @@ def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog:
 
 
 def test_page_whose_image_is_gone_goes_to_the_model_as_text(index: ColQwenIndex) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     for engine in (
         index.as_query_engine(llm=llm, similarity_top_k=2),
         index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150),
         RetrieverQueryEngine.from_args(index.as_retriever(similarity_top_k=2), llm=llm, multimodal=True),
     ):
         for found in index.as_retriever(similarity_top_k=1).retrieve("east"):
-            Path(str(found.node.image_path)).unlink(missing_ok=True)  # type: ignore[attr-defined]
+            Path(str(found.node.image_path)).unlink(missing_ok=True)
         assert str(engine.query("east")) == "1 images"
         assert "text 1" in llm.words()
         assert "page_label: 1" in llm.words()
@@ -122,10 +137,10 @@ def test_page_whose_image_is_gone_goes_to_the_model_as_text(index: ColQwenIndex)
 
 def test_pages_whose_images_are_all_gone_are_named(index: ColQwenIndex) -> None:
     for found in index.as_retriever(similarity_top_k=4).retrieve("east"):
-        Path(str(found.node.image_path)).unlink()  # type: ignore[attr-defined]
-    engine = index.as_query_engine(llm=SeeingLLM(max_tokens=None, is_chat_model=True), similarity_top_k=2)
+        Path(str(found.node.image_path)).unlink()
+    engine = index.as_query_engine(llm=SeeingLLM(), similarity_top_k=2)
     with pytest.raises(
-        DocumentNotFoundError, match=r"all pages.*gone \(d\.pdf page 1, d\.pdf page 2\).*multimodal=False"
+        DocumentNotFoundError, match=r"all pages.*gone \(d\.pdf, page 1; d\.pdf, page 2\).*multimodal=False"
     ):
         engine.query("east")
     text = index.as_query_engine(llm=MockLLM(), multimodal=False, similarity_top_k=1)
@@ -351,32 +366,8 @@ def test_a_query_engine_takes_all_that_llama_index_s_does() -> None:
     assert theirs <= set(inspect.signature(ColQwenIndex.as_query_engine).parameters)
 
 
-class SeeingLLM(MockLLM):
-    """Answers with how many images it was shown, and keeps what it was sent."""
-
-    _sent: list[list[ChatMessage]] = PrivateAttr(default_factory=list)
-
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
-        self._sent.append(list(messages))
-        return ChatResponse(message=ChatMessage(role="assistant", content=f"{len(self.images())} images"))
-
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
-        return self.chat(messages, **kwargs)
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(context_window=100_000, is_chat_model=True)
-
-    def images(self) -> list[ImageBlock]:
-        return [block for message in self._sent[-1] for block in message.blocks if isinstance(block, ImageBlock)]
-
-    def words(self) -> str:
-        blocks = [block for message in self._sent[-1] for block in message.blocks]
-        return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))
-
-
 async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_sources(index: ColQwenIndex) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     engine = index.as_query_engine(llm=llm, multimodal=True, similarity_top_k=2)
     for response in (engine.query("east"), await engine.aquery("east")):
         assert str(response) == "2 images"
@@ -390,7 +381,7 @@ async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_source
 def test_query_engine_scales_pages_down_for_the_model_and_keeps_the_whole_image_in_its_sources(
     index: ColQwenIndex,
 ) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     response = index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150).query("east")
     assert [size_of(block.resolve_image()) for block in llm.images()] == [(10, 15), (10, 15)]
     assert [size_of(found.node.image_path) for found in response.source_nodes] == [(20, 30), (20, 30)]  # type: ignore[attr-defined]
@@ -404,9 +395,7 @@ def test_text_mode_gives_the_model_the_pages_text(index: ColQwenIndex) -> None:
 
 def test_retriever_drops_into_other_engines_and_tools(index: ColQwenIndex) -> None:
     retriever = index.as_retriever(similarity_top_k=1)
-    engine = RetrieverQueryEngine.from_args(
-        retriever, llm=SeeingLLM(max_tokens=None, is_chat_model=True), multimodal=True
-    )
+    engine = RetrieverQueryEngine.from_args(retriever, llm=SeeingLLM(), multimodal=True)
     assert str(engine.query("east")) == "1 images"
     cited = CitationQueryEngine.from_args(index, retriever=retriever, llm=MockLLM()).query("east")  # type: ignore[arg-type]
     assert "text 1" in cited.source_nodes[0].node.get_content()

@@ -88,11 +88,16 @@ class StoredState:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document and how many of its pages are stored."""
+    """A document and which of its pages are stored."""
 
     document_id: str
     file_name: str
-    pages: int
+    page_ids: tuple[str, ...] = field(repr=False)
+
+    @property
+    def pages(self) -> int:
+        """How many of its pages are stored."""
+        return len(self.page_ids)
 
 
 @dataclass(frozen=True)
@@ -421,11 +426,12 @@ class MilvusPageStore:
     def documents(self) -> list[StoredDocument]:
         """List the documents, by file name; of a document in several files, the first one's."""
         self._require_open()
-        pages: dict[tuple[str, str], int] = {}
-        for row in self._pages.scan(["document_id", "file_name"]):
-            key = row["file_name"], row["document_id"]
-            pages[key] = pages.get(key, 0) + 1
-        return [StoredDocument(document_id, name, count) for (name, document_id), count in sorted(pages.items())]
+        pages: dict[tuple[str, str], list[str]] = {}
+        for row in self._pages.scan(["document_id", "file_name", "page_id"]):
+            pages.setdefault((row["file_name"], row["document_id"]), []).append(row["page_id"])
+        return [
+            StoredDocument(document_id, name, tuple(sorted(ids))) for (name, document_id), ids in sorted(pages.items())
+        ]
 
     def file_paths(self) -> set[str]:
         """Return the `file_path` of every file that a stored page is in."""
