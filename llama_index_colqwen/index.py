@@ -120,7 +120,8 @@ class ColQwenIndex:
 
         Raises:
             FingerprintMismatchError: If another embedder made the collection and `overwrite` is not given.
-            InvalidOptionError: If a document has no page image.
+            NoPageImageError: If no document has a page image. Where some have, as in a folder of PDFs and texts, the
+                others are left out, with a `SkippedDocumentWarning` and in `report.skipped`.
             DocumentNotFoundError: If a document's image file is gone.
             StoreLockedError: If another process holds the Milvus Lite file.
         """

@@ -24,7 +24,12 @@ import numpy as np
 from llama_index.core.schema import BaseNode, Document, ImageNode, MetadataMode, NodeWithScore, TextNode
 from pydantic import Field
 
-from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
+from llama_index_colqwen.errors import (
+    DocumentNotFoundError,
+    InvalidOptionError,
+    NoPageImageError,
+    UnreadableDocumentError,
+)
 from llama_index_colqwen.images import image_sha256, write_page_image
 from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
 
@@ -122,7 +127,8 @@ def page_from_node(node: BaseNode) -> Page:
             Metadata `document_id`, `file_name` and `page_number` are taken where they are.
 
     Raises:
-        InvalidOptionError: If the node has no image here (text only, or a URL), is a piece of a page, as text splitters
+        NoPageImageError: If the node has no image here (text only, or a URL).
+        InvalidOptionError: If it is a piece of a page, as text splitters
             make them, or has metadata that cannot be kept.
         DocumentNotFoundError: If its image file is gone.
         UnreadableDocumentError: If its image file cannot be read.
@@ -136,7 +142,7 @@ def page_from_node(node: BaseNode) -> Page:
         )
     image_path, image, mimetype = _image_of(node)
     if image is None and image_path is None:
-        raise InvalidOptionError(
+        raise NoPageImageError(
             f"Document {node.node_id!r} has no page image: every page needs one, on disk or inline. "
             "Read files with PDFPageReader, which draws the pages."
         )

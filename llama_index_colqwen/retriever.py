@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
-from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
+from llama_index_colqwen.errors import InvalidOptionError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
-from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import PageNode, PageWithScore, node_from_page, node_without_image
 from llama_index_colqwen.pages import Page
+from llama_index_colqwen.query import embed_query
 from llama_index_colqwen.reading.redraw import draw_again
 from llama_index_colqwen.store.filters import page_filter
 from llama_index_colqwen.store.page_store import MilvusPageStore
@@ -44,6 +42,9 @@ _CANDIDATES_A_RESULT = 4
 
 class ColQwenRetriever(BaseRetriever):
     """Find the pages that answer a question: `retrieve(...) -> list[NodeWithScore]` of `ImageNode`, best first.
+
+    A query is words; or, for a visual embedder, `QueryBundle("", image_path=...)`: the pages that look like an image.
+    With both, both count, each by its number of tokens.
 
     The options from `similarity_top_k` to `exact` can be read and set at any time; the next question uses them.
 
@@ -149,7 +150,7 @@ class ColQwenRetriever(BaseRetriever):
             """Return the pages that answer, best first."""
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = self._embed(query_bundle)
+        query = embed_query(self._embedder, query_bundle, self.callback_manager)
         candidate_k = max(self._candidate_k, _CANDIDATES_A_RESULT * self._similarity_top_k)
         candidates = self._store.candidates(query, candidate_k, self._filters, self._exact)
         ranked = rank(query, candidates, self._similarity_top_k)
@@ -165,19 +166,6 @@ class ColQwenRetriever(BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The default would run _retrieve on the event loop.
         return await asyncio.to_thread(self._retrieve, query_bundle)
-
-    def _embed(self, query_bundle: QueryBundle) -> MultiVector:
-        """Embed all the bundle's strings as one query: MaxSim sums over the tokens of each."""
-        texts = _texts(query_bundle)
-        if not texts:
-            raise QueryError("The query is empty: ask for something in words.")
-        query: MultiVector = np.concatenate(self._embedder.embed_queries(texts)).astype(np.float32, copy=False)
-        return query
-
-
-def _texts(query_bundle: QueryBundle) -> Sequence[str]:
-    # embedding_strs and not query_str: query transforms (HyDE, say) put their texts there.
-    return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
 
 
 def _node(page: Page) -> PageNode:

@@ -26,7 +26,9 @@ from llama_index_colqwen import (
     InvalidOptionError,
     MilvusPageStore,
     MultiVector,
+    NoPageImageError,
     Page,
+    SkippedDocumentWarning,
 )
 from llama_index_colqwen.pages import locate_image
 from llama_index_colqwen.testing import FakeEmbedder
@@ -215,8 +217,16 @@ def test_image_nodes_of_the_users_own_are_pages(index: ColQwenIndex, tmp_path: P
 
 
 def test_document_without_an_image_is_refused_with_the_way_to_get_one(index: ColQwenIndex) -> None:
-    with pytest.raises(InvalidOptionError, match="has no page image.*PDFPageReader"):
-        index.insert(Document(text="only words"))
+    with pytest.raises(NoPageImageError, match="have no page image.*words.txt.*PDFPageReader"):
+        index.insert(Document(text="only words", metadata={"file_name": "words.txt"}))
+
+
+def test_texts_among_pages_are_left_out_and_named(index: ColQwenIndex, tmp_path: Path) -> None:
+    documents: list[BaseNode] = [make_document(tmp_path, number) for number in range(1, 13)]
+    documents[3:3] = [Document(text="only words", metadata={"file_name": "words.txt"}), Document(id_="n2", text="more")]
+    with pytest.warns(SkippedDocumentWarning, match="2 of 14 documents were left out.*words.txt; n2. Read"):
+        assert index.refresh_ref_docs(documents) == [True] * 3 + [False] * 2 + [True] * 9
+    assert (counts(index.report), index.report.skipped) == ((12, 0, 0, 0), ["words.txt", "n2"])
 
 
 @pytest.mark.parametrize("number", [0, -1, "4", None, True])

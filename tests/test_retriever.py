@@ -3,12 +3,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in its __all__
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
@@ -16,6 +21,7 @@ from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from PIL import Image
+from pydantic import PrivateAttr
 
 from llama_index_colqwen import (
     ColQwenIndex,
@@ -25,6 +31,7 @@ from llama_index_colqwen import (
     FingerprintMismatchError,
     InvalidOptionError,
     MultiVector,
+    Page,
     PDFPageReader,
     QueryError,
     word_boxes,
@@ -293,9 +300,88 @@ def test_blank_query_is_an_error(index: ColQwenIndex, query: str) -> None:
         index.as_retriever().retrieve(query)
 
 
-def test_image_query_without_words_is_an_error(index: ColQwenIndex) -> None:
-    with pytest.raises(QueryError, match="empty"):
-        index.as_retriever().retrieve(QueryBundle("", image_path="page.png"))
+def test_words_only_embedders_refuse_an_image(index: ColQwenIndex) -> None:
+    for words in ("", "east"):
+        with pytest.raises(QueryError, match=r"page\.png, and fake finds pages by their words only.*visual embedder"):
+            index.as_retriever().retrieve(QueryBundle(words, image_path="page.png"))
+
+
+class ColourEmbedder(FakeEmbedder):
+    """Sees the mean colour of a page, and knows the names of three."""
+
+    sees_images = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            {name: np.eye(3, dtype=np.float32)[[place]] for place, name in enumerate(("red", "green", "blue"))}, 3
+        )
+
+    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
+        means = [np.asarray(page.open_image().convert("RGB"), np.float32).mean((0, 1))[None] for page in pages]
+        return [mean / np.linalg.norm(mean) for mean in means]
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Iterator[ColQwenIndex]:
+    documents = [make_document(tmp_path, number) for number in (1, 2, 3)]
+    for document, colour in zip(documents, ("red", "lime", "blue"), strict=True):
+        Image.new("RGB", (20, 30), colour).save(str(document.image_path))
+    with ColQwenIndex.from_documents(documents, ColourEmbedder(), uri=tmp_path / "c.db", show_progress=False) as made:
+        yield made
+
+
+async def test_an_image_finds_the_pages_that_look_like_it(coloured: ColQwenIndex, tmp_path: Path) -> None:
+    Image.new("RGB", (7, 5), (10, 240, 40)).save(tmp_path / "greenish.png")
+    retriever = coloured.as_retriever(score="normalized")
+    greenish = QueryBundle("", image_path=str(tmp_path / "greenish.png"))
+    for hits in (retriever.retrieve(greenish), await retriever.aretrieve(greenish)):
+        assert numbers(hits) == [2, 3, 1]
+        assert hits[0].score == pytest.approx(0.985, abs=0.01)
+    both = retriever.retrieve(QueryBundle("red", image_path=str(tmp_path / "greenish.png")))
+    assert numbers(both)[:2] == [1, 2]
+    assert both[1].score == pytest.approx(0.985 / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_a_query_s_image_that_cannot_be_read_is_named(
+    coloured: ColQwenIndex, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "q.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(QueryError, match=r"query's image, \S*q\.png, cannot be read"):
+        coloured.as_retriever().retrieve(QueryBundle("", image_path=str(path)))
+
+
+class Heard(BaseEventHandler):
+    """Keeps the embedding events that it hears."""
+
+    _events: list[BaseEvent] = PrivateAttr(default_factory=list)
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:  # noqa: ANN401
+        if isinstance(event, (EmbeddingStartEvent, EmbeddingEndEvent)):
+            self._events.append(event)
+
+
+def test_embedding_is_heard_of_as_of_llamaindex_s_embeddings(tmp_path: Path) -> None:
+    heard, counter = Heard(), LlamaDebugHandler(print_trace_on_end=False)
+    dispatcher = get_dispatcher()
+    dispatcher.add_event_handler(heard)
+    try:
+        documents = [make_document(tmp_path, number) for number in (1, 2)]
+        with ColQwenIndex.from_documents(documents, uri=tmp_path / "e.db", show_progress=False) as made:
+            made.as_retriever(callback_manager=CallbackManager([counter])).retrieve("text 1")
+    finally:
+        dispatcher.event_handlers.remove(heard)
+    indexed, indexed_end, asked, asked_end = heard._events
+    assert isinstance(indexed, EmbeddingStartEvent) and isinstance(indexed_end, EmbeddingEndEvent)
+    assert indexed_end.chunks == ["d.pdf, page 1", "d.pdf, page 2"]
+    assert isinstance(asked, EmbeddingStartEvent) and isinstance(asked_end, EmbeddingEndEvent)
+    assert asked.model_dict == {"class_name": "LexicalEmbedder", "model_name": "lexical", "dim": 256}
+    assert asked_end.chunks == ["text 1"]
+    assert {len(row) for row in asked_end.embeddings} == {256}
+    [(start, end)] = counter.get_event_pairs(CBEventType.EMBEDDING)
+    assert end.payload is not None and end.payload["chunks"] == ["text 1"]
 
 
 def test_surrounding_space_is_stripped(index: ColQwenIndex) -> None:

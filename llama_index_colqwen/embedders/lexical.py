@@ -88,6 +88,8 @@ class LexicalEmbedder:
     candidate_vectors: Literal["all"] = "all"
     """Words cannot be pooled: the mean of two words' vectors is like neither."""
 
+    sees_images = False
+
     def __init__(self, language: str = "en") -> None:
         """See the class."""
         from wordfreq import available_languages

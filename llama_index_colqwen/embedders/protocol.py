@@ -17,6 +17,7 @@ from llama_index_colqwen.pages import Page
 __all__ = [
     "MultiVectorEmbedder",
     "recommended_candidate_vectors",
+    "sees_images",
     "stream_pages",
 ]
 
@@ -28,7 +29,8 @@ class MultiVectorEmbedder(Protocol):
     """Pages and queries -> multi-vectors that MaxSim compares.
 
     Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
-    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all".
+    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all"; and
+    `sees_images`, which is False for one that embeds the text of pages only.
     """
 
     @property
@@ -54,6 +56,11 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
     """Return how many vectors of a page a Milvus server should search, if the embedder has a `candidate_vectors`."""
     number: int | Literal["all"] | None = getattr(embedder, "candidate_vectors", None)
     return number
+
+
+def sees_images(embedder: MultiVectorEmbedder) -> bool:
+    """Say whether an embedder looks at page images, and so can be asked with one; without `sees_images`, it does."""
+    return bool(getattr(embedder, "sees_images", True))
 
 
 def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:
