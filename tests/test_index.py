@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -496,3 +497,33 @@ def test_check_embeds_lost_pages_again(index: ColQwenIndex, tmp_path: Path) -> N
     assert (checked.pages, checked.embedded, checked.lost) == (3, 1, [pages[1].id_])
     found = {hit.node.node_id for hit in index.as_retriever(similarity_top_k=9).retrieve("text 1")}
     assert found == {pages[0].id_, pages[2].id_}
+
+
+def test_pickled_they_connect_again_in_another_process(tmp_path: Path) -> None:
+    documents = [make_document(tmp_path, number) for number in (1, 2, 3)]
+    only = MetadataFilters(filters=[MetadataFilter(key="page_number", value=1, operator="!=")])  # type: ignore[arg-type]
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
+        retriever = made.as_retriever(similarity_top_k=1, score="normalized", filters=only)
+        expected = retriever.retrieve("text 1 2")
+        (tmp_path / "pickled").write_bytes(pickle.dumps((made, retriever)))
+    script = """
+import pickle, sys
+index, retriever = pickle.load(open(sys.argv[1], "rb"))
+[hit] = retriever.retrieve("text 1 2")
+print(hit, len(index.nodes()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "pickled")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{expected[0]} 3\n"
+
+
+def test_no_secret_is_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for store in (
+        MilvusPageStore("http://127.0.0.1:1", token="root:a-secret"),
+        MilvusPageStore("http://root:a-secret@127.0.0.1:1"),
+    ):
+        assert b"a-secret" not in pickle.dumps(store)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:another-secret")
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.uri, again._connection._token) == ("http://127.0.0.1:1", "root:another-secret")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
 from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
-from llama_index_colqwen.store.connection import MilvusConnection, normalise_uri, quote, split_credentials
+from llama_index_colqwen.store.connection import MilvusConnection, is_local, normalise_uri, quote, split_credentials
 from llama_index_colqwen.store.filters import any_of, page_filter
 from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.milvus_search import MilvusSearch
@@ -131,7 +133,8 @@ class MilvusPageStore:
 
     Args:
         uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address such as `http://localhost:19530`.
-        token: `user:password` or an API key, for servers that ask for one.
+        token: `user:password` or an API key, for servers that ask for one; by default the environment's `MILVUS_TOKEN`,
+            which an unpickled store takes too: tokens are not pickled.
         collection_name: Letters, digits and underscores; several collections can share one database.
         vector_dtype: How exact vectors are kept: "int8" (the default; one scale a vector) or "float16" (twice the size,
             exact to 0.0002).
@@ -172,10 +175,13 @@ class MilvusPageStore:
             check_count('candidate_vectors, if it is not "all",', candidate_vectors)
         check_count("cache_bytes", cache_bytes)
         self.uri, credentials = split_credentials(normalise_uri(uri))
+        if not is_local(self.uri):
+            token = token or credentials or os.environ.get("MILVUS_TOKEN")
         self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
         self._cache_bytes = cache_bytes
-        self._connection = MilvusConnection(self.uri, token or credentials, collection_name)
+        self._cache_option = cache_dir
+        self._connection = MilvusConnection(self.uri, token, collection_name)
         self._cache_dir = self._choose_cache_dir(cache_dir)
         beside = Path(self.uri).with_suffix(".images") if self.is_local else None
         self.image_dir = beside if image_dir is None else Path(image_dir).expanduser().absolute()
@@ -183,6 +189,20 @@ class MilvusPageStore:
         self._lock = Lock()
         self._opened: _Opened | None = None
         self._fingerprint: EmbedderFingerprint | None = None  # of the embedder it was opened for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the store was made with, without its token; it connects again when it is used."""
+        made_with: dict[str, Any] = {
+            "uri": self.uri,
+            "collection_name": self.collection_name,
+            "vector_dtype": self._vector_dtype,
+            "candidate_vectors": self._candidate_vectors,
+            "ann_index": self._ann_index,
+            "cache_dir": self._cache_option,
+            "cache_bytes": self._cache_bytes,
+            "image_dir": self.image_dir,
+        }
+        return partial(type(self), **made_with), (), {"_fingerprint": self._fingerprint}
 
     @property
     def is_local(self) -> bool:

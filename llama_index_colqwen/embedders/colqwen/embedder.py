@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,6 +120,17 @@ class ColQwenEmbedder:
         check_count("pool_factor", pool_factor)
         import_colpali_engine()
         self.model_name = str(model_name)
+        self._made_with: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "max_visual_tokens": max_visual_tokens,
+            "query_prefix": query_prefix,
+            "pool_factor": pool_factor,
+            "revision": revision,
+            "attn_implementation": attn_implementation,
+            "allow_untrained": allow_untrained,
+        }
         self.devices = choose_devices(device)
         self.dtype = choose_dtype(dtype, self.devices[0])
         loaded = load_model(
@@ -168,6 +180,10 @@ class ColQwenEmbedder:
     def _begin_after_fork(self) -> None:
         self._begin()
         begin_after_fork()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the embedder was made with, not its weights: unpickled, it loads the model."""
+        return partial(type(self), self.model_name, **self._made_with), ()
 
     @classmethod
     def from_fingerprint(cls, fingerprint: EmbedderFingerprint) -> ColQwenEmbedder:
