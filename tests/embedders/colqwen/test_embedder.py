@@ -43,6 +43,7 @@ from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage, ca
 from llama_index_colqwen.embedders.devices import Replica
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.late_interaction.multivectors import PageVectors
+from llama_index_colqwen.nodes import page_from_node
 from tests.checkpoints import ARCHITECTURES
 from tests.documents import encode, write_huge_png
 from tests.fakes import make_page
