@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.fingerprint import EmbedderFingerprint
     from llama_index_colqwen.index import ColQwenIndex
     from llama_index_colqwen.indexing import IndexingReport
+    from llama_index_colqwen.integrations.langchain import ColQwenLangChainRetriever as ColQwenLangChainRetriever
     from llama_index_colqwen.late_interaction.maxsim import Candidate
     from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
     from llama_index_colqwen.nodes import PageNode, PageWithScore, word_boxes
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
     from llama_index_colqwen.resize import ResizeForLLM
     from llama_index_colqwen.retriever import ColQwenRetriever
+    from llama_index_colqwen.search_tool import PageSearchTool
     from llama_index_colqwen.serving.handler import EndpointHandler
     from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
     from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck, StoredDocument, StoredState
@@ -91,6 +93,7 @@ _MODULES = {
     "fingerprint": ["EmbedderFingerprint"],
     "index": ["ColQwenIndex"],
     "indexing": ["IndexingReport"],
+    "integrations.langchain": ["ColQwenLangChainRetriever"],
     "late_interaction.maxsim": ["Candidate"],
     "late_interaction.multivectors": ["MultiVector", "PageVectors", "PatchGrid"],
     "nodes": ["PageNode", "PageWithScore", "word_boxes"],
@@ -98,6 +101,7 @@ _MODULES = {
     "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
     "resize": ["ResizeForLLM"],
     "retriever": ["ColQwenRetriever"],
+    "search_tool": ["PageSearchTool"],
     "serving.handler": ["EndpointHandler"],
     "store.milvus_search": ["IgnoredParameterWarning"],
     "store.page_store": ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"],
@@ -105,7 +109,8 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-# Spelled out, and not made of _MODULES: type checkers and editors read it.
+# Spelled out, and not made of _MODULES: type checkers and editors read it. What needs an extra to be imported is left
+# out: without the extra, `from llama_index_colqwen import *` would fail.
 __all__ = [
     "AnnIndex",
     "Candidate",
@@ -143,6 +148,7 @@ __all__ = [
     "Page",
     "PageNode",
     "PagePromptHelper",
+    "PageSearchTool",
     "PageVectors",
     "PageWithScore",
     "PatchGrid",

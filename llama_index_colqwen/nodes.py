@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,6 +40,7 @@ __all__ = [
     "PageNode",
     "PageWithScore",
     "caption",
+    "excerpt",
     "make_page_id",
     "node_from_page",
     "node_without_image",
@@ -199,6 +201,14 @@ def caption(node: BaseNode) -> str:
     name = node.metadata.get("file_name") or node.node_id
     label = node.metadata.get("page_label") or node.metadata.get("page_number")
     return f"{name}, page {label}" if label else str(name)
+
+
+def excerpt(text: str, max_characters: int) -> str:
+    """Return the beginning of a text, whole words, at most so many characters and a mark that it goes on."""
+    if len(text) <= max_characters:
+        return text
+    whole = re.match(r".+(?=\s)", text[: max_characters + 1], re.DOTALL)
+    return f"{whole[0].rstrip() if whole else text[:max_characters]} ..."
 
 
 def word_boxes(node: BaseNode) -> list[WordBox]:

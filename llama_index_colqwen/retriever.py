@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llama_index.core.schema import QueryType
     from llama_index.core.vector_stores import MetadataFilters
 
-__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score"]
+__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score", "node_to_show"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class ColQwenRetriever(BaseRetriever):
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
         # A page that was deleted between ranking and reading is left out.
         return [
-            PageWithScore(node=_node(pages[page.page_id]), score=page.score * scale)
+            PageWithScore(node=node_to_show(pages[page.page_id]), score=page.score * scale)
             for page in ranked
             if page.page_id in pages
         ]
@@ -168,7 +168,7 @@ class ColQwenRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
 
-def _node(page: Page) -> PageNode:
+def node_to_show(page: Page) -> PageNode:
     """Return a page's node with its image, which is drawn again where it is gone, or else without."""
     if page.image_path is None or Path(page.image_path).exists() or draw_again(page):
         return node_from_page(page)

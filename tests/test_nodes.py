@@ -26,6 +26,7 @@ from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.nodes import (
     HIDDEN_METADATA,
     caption,
+    excerpt,
     make_page_id,
     node_from_page,
     page_from_node,
@@ -232,3 +233,16 @@ def test_a_caption_names_file_and_page(document: Document) -> None:
 
 def test_node_without_boxes_has_none() -> None:
     assert word_boxes(inline_node()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two words", "two words"),
+        ("two words more", "two words ..."),
+        ("two wordsand", "two ..."),
+        ("x" * 12, "xxxxxxxxx ..."),
+    ],
+)
+def test_an_excerpt_is_whole_words_where_there_are_any(text: str, shown: str) -> None:
+    assert excerpt(text, 9) == shown

@@ -16,6 +16,7 @@ from llama_index_colqwen import __version__
 from llama_index_colqwen.cli.doctor import doctor
 from llama_index_colqwen.cli.index import index
 from llama_index_colqwen.cli.info import info
+from llama_index_colqwen.cli.mcp import mcp
 from llama_index_colqwen.cli.search import search
 from llama_index_colqwen.cli.serve import serve
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes as long to import as everything else together
 )
-for _command in (index, search, info, serve, doctor):
+for _command in (index, search, info, serve, mcp, doctor):
     app.command()(_command)
 
 

@@ -80,6 +80,8 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _extra("heic", "pillow-heif")
     yield _extra("colqwen", "torch", "torchvision", "transformers", "colpali-engine")
     yield _extra("sentence-transformers", "sentence-transformers")
+    yield _extra("langchain", "langchain-core")
+    yield _extra("mcp", "mcp")
     yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client", "uvicorn")
     if find_spec("torch") is not None:
         yield _try("Devices", _devices, "reinstall torch and torchvision together: pip install -U torch torchvision")
