@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.nodes import PageNode, PageWithScore, word_boxes
     from llama_index_colqwen.pages import Page, WordBox
     from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+    from llama_index_colqwen.rerank import MaxSimRerank
     from llama_index_colqwen.resize import ResizeForLLM
     from llama_index_colqwen.retriever import ColQwenRetriever
     from llama_index_colqwen.search_tool import PageSearchTool
@@ -99,6 +100,7 @@ _MODULES = {
     "nodes": ["PageNode", "PageWithScore", "word_boxes"],
     "pages": ["Page", "WordBox"],
     "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
+    "rerank": ["MaxSimRerank"],
     "resize": ["ResizeForLLM"],
     "retriever": ["ColQwenRetriever"],
     "search_tool": ["PageSearchTool"],
@@ -136,6 +138,7 @@ __all__ = [
     "IndexingReport",
     "InvalidOptionError",
     "LexicalEmbedder",
+    "MaxSimRerank",
     "MilvusPageStore",
     "MissingDependencyError",
     "MissingTextWarning",
