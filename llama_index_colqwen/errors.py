@@ -163,7 +163,7 @@ class DeviceMemoryError(ModelError, MemoryError):
 
 
 class EndpointError(ColQwenError, RuntimeError):
-    """A service that embeds refuses or fails, or is none; the message names its address."""
+    """A service that embeds, or a chat model's, refuses or fails, or is none; the message names its address."""
 
 
 class EndpointUnavailableError(_Sentence, EndpointError, ConnectionError):
