@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ class ColQwenIndex:
                     versions.setdefault(str(path), set()).add(str(document_id))
                 yield document
 
-        written = self._write(noting(documents), show_progress)
+        written = self._write(noting(documents), show_progress, documents)
         if delete_missing:
             versions |= {path: set() for path in self.store.file_paths() - versions.keys() if not Path(path).exists()}
         self.report.removed += self.store.delete_other_versions(versions)
@@ -520,9 +521,14 @@ class ColQwenIndex:
 
     # ---- inside
 
-    def _write(self, documents: Iterable[BaseNode], show_progress: bool) -> list[bool]:
+    def _write(
+        self, documents: Iterable[BaseNode], show_progress: bool, counted: Iterable[BaseNode] | None = None
+    ) -> list[bool]:
         self.report = IndexingReport()
-        return index_documents(documents, self.embedder, self.store, self.report, show_progress=show_progress)
+        total = length_hint(documents if counted is None else counted) if show_progress else 0
+        return index_documents(
+            documents, self.embedder, self.store, self.report, show_progress=show_progress, total=total or None
+        )
 
 
 def _postprocessors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -65,6 +65,7 @@ def index_documents(
     report: IndexingReport,
     *,
     show_progress: bool,
+    total: int | None = None,
 ) -> list[bool]:
     """Embed and store what is not stored yet; what was embedded is stored even when an error or Ctrl-C ends it.
 
@@ -74,6 +75,7 @@ def index_documents(
         store: Open, for that embedder; inline images are written to its `image_dir`.
         report: Kept up to date.
         show_progress: Whether to show a progress bar, with pages a second.
+        total: How many documents there will be, for the bar.
 
     Returns:
         For each document, whether anything was written for it.
@@ -84,7 +86,6 @@ def index_documents(
     if not isinstance(documents, Iterable):
         raise InvalidOptionError(f"documents are LlamaIndex documents, such as a list; got {type(documents).__name__}.")
     started = time.perf_counter()
-    total = len(documents) if isinstance(documents, Sized) else None
     try:
         with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress, delay=1) as progress:
             run = _Run(store, report, progress)

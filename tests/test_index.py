@@ -18,6 +18,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, Document, ImageDocument, ImageNode, MetadataMode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
+from tqdm.auto import tqdm
 
 from llama_index_colqwen import (
     ColQwenIndex,
@@ -29,11 +30,13 @@ from llama_index_colqwen import (
     MultiVector,
     NoPageImageError,
     Page,
+    PDFPageReader,
     SkippedDocumentWarning,
 )
 from llama_index_colqwen.pages import locate_image
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.conftest import at_most
+from tests.documents import write_text_pdf
 from tests.fakes import unit_rows
 
 
@@ -295,6 +298,20 @@ def test_progress_is_shown_of_what_takes_longer_than_a_second(
         index.embedder = CountingEmbedder()
         getattr(index, method)([make_document(tmp_path, 3)])
         assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("method", ["insert_nodes", "refresh_ref_docs"])
+def test_progress_knows_how_many_pages_a_reader_will_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("llama_index_colqwen.indexing.tqdm", lambda **options: tqdm(**{**options, "delay": 0}))
+    write_text_pdf(tmp_path / "a.pdf", "one", "two")
+    write_text_pdf(tmp_path / "b.pdf", "three")
+    reader = PDFPageReader(image_dir=tmp_path / "images", ocr="never")
+    with ColQwenIndex(MilvusPageStore(tmp_path / "x.db"), CountingEmbedder()) as index:
+        getattr(index, method)(reader.lazy_load_data(tmp_path))
+    assert "Indexing pages: 100%" in (shown := capfd.readouterr().err)
+    assert "3/3" in shown
 
 
 SLOW_INDEXING = """
