@@ -16,6 +16,7 @@ from llama_index_colqwen.cli.filters import choose_pages
 from llama_index_colqwen.cli.hits import rows_of
 from llama_index_colqwen.cli.options import AsJson, CollectionName, Embedder, File, Filter, Token, Uri
 from llama_index_colqwen.errors import (
+    ColQwenError,
     DocumentNotFoundError,
     EndpointError,
     EndpointUnavailableError,
@@ -208,6 +209,8 @@ def _endpoint_errors(model: str, base_url: str, api_key: str, timeout: float, *,
 
     try:
         yield
+    except ColQwenError:
+        raise
     except openai.APITimeoutError:
         raise EndpointUnavailableError(
             f"{name} did not answer within {timeout:g} s: wait longer with --timeout, or show it less with --top-k or "

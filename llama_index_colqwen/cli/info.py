@@ -44,7 +44,10 @@ def info(
                     "collection_name": collection_name,
                     "embedder": json.loads(made_by.to_json()),
                     "pages": pages,
-                    "documents": [asdict(document) for document in documents],
+                    "documents": [
+                        {"document_id": one.document_id, "file_name": one.file_name, "pages": one.pages}
+                        for one in documents
+                    ],
                     **({} if checked is None else {"check": asdict(checked)}),
                 }
             )

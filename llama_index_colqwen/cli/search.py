@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def search(
             _open(hits[0])
 
 
-def _show(hits: list[NodeWithScore], snippets: list[Snippet]) -> None:
+def _show(hits: Sequence[NodeWithScore], snippets: Sequence[Snippet]) -> None:
     from rich.text import Text
 
     from llama_index_colqwen.nodes import caption

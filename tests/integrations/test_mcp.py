@@ -280,7 +280,7 @@ def test_command_writes_nothing_but_the_protocol_and_ends_with_its_input(db: Pat
 
 
 def test_path_that_can_be_none_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    from tests.cli.test_cli import run
+    from tests.cli.commands import run
 
     result = run("mcp", "--uri", tmp_path / "x.sqlite")
     assert result.exit_code == 1
