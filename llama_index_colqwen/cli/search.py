@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -23,6 +24,10 @@ def search(
         typer.Option(help="The embedder that made the collection, if it is not where it was."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many pages to show.")] = 5,
+    explain: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder to write pictures to, and HTML files, of what matches on each page."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Find the pages that answer a question."""
@@ -31,9 +36,12 @@ def search(
         from rich.table import Table
 
         from llama_index_colqwen import ColQwenIndex
+        from llama_index_colqwen.cli.explain import write_explanations
 
         with ColQwenIndex.from_existing(uri, embedder, token=token, collection_name=collection_name) as index:
             hits = index.as_retriever(similarity_top_k=top_k).retrieve(question)
+            if explain is not None:
+                write_explanations(index, question, hits, explain)
         rows = [
             {
                 "rank": rank,

@@ -475,6 +475,21 @@ class MilvusPageStore:
         pages = {row["page_id"]: self._page(row) for row in self._pages.read(page_ids, _PAGE)}
         return [pages[page_id] for page_id in page_ids if page_id in pages]
 
+    def vectors(self, page_ids: Sequence[str]) -> list[Candidate]:
+        """Return pages' exact multi-vectors and patch grids in the order of their ids.
+
+        Pages that are not stored, or have lost their vectors, are left out.
+        """
+        opened = self._require_open()
+        stored = {page_id: entry.vectors for page_id, entry in opened.search.entries(page_ids).items()}
+        names = {vectors.vector_id: vectors for vectors in stored.values()}
+        found = dict(opened.cache.read(names, opened.vectors.read))
+        return [
+            Candidate(page_id, *found[stored[page_id].vector_id])
+            for page_id in page_ids
+            if page_id in stored and stored[page_id].vector_id in found
+        ]
+
     def candidates(
         self,
         query: MultiVector,
@@ -526,6 +541,7 @@ class MilvusPageStore:
     afile_paths = in_thread(file_paths)
     acheck = in_thread(check)
     aget = in_thread(get)
+    avectors = in_thread(vectors)
 
     async def acandidates(
         self,
