@@ -239,7 +239,7 @@ def test_a_hit_of_another_index_or_of_a_page_that_changed_since(tmp_path: Path) 
         with pytest.raises(InvalidOptionError, match=r"report\.pdf, page iv was stored anew, .*: ask again"):
             index.explain("harbour", hit)
         with pytest.raises(InvalidOptionError, match="A hit is a NodeWithScore or a node; got str"):
-            index.explain("harbour", "page")
+            index.explain("harbour", "page")  # type: ignore[arg-type]
 
 
 def test_another_embedder_or_revision_is_refused_by_name(tmp_path: Path) -> None:

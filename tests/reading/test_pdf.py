@@ -84,28 +84,6 @@ def test_word_boxes_lie_where_the_words_were_drawn(
 @pytest.mark.parametrize("crop", [None, CROP])
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_the_size_of_a_page_is_that_of_the_page_as_it_is_shown(tmp_path: Path) -> None:
-    path = tmp_path / "pages.pdf"
-    with pikepdf.new() as pdf:
-        for size in ((612, 792), (500, 300)):
-            pdf.add_blank_page(page_size=size)
-        pdf.pages[1].Rotate = 90
-        pdf.pages[1].CropBox = [10, 20, 410, 220]
-        pdf.save(path)
-        pdf.save(tmp_path / "encrypted.pdf", encryption=pikepdf.Encryption(owner="o", user="u"))
-    plain, turned = PDFPageReader(ocr="never").load_data(path)
-    assert size_in_points(page_from_node(plain)) == (612, 792)
-    assert size_in_points(page_from_node(turned)) == (200, 400)
-    missing = replace(page_from_node(plain), page_number=3)
-    assert size_in_points(missing) is None
-    [encrypted, _] = PDFPageReader(ocr="never", password="u").load_data(tmp_path / "encrypted.pdf")
-    assert size_in_points(page_from_node(encrypted)) is None
-    path.write_bytes(path.read_bytes() + b"\n")  # another file by now
-    assert size_in_points(page_from_node(plain)) is None
-    path.unlink()
-    assert size_in_points(page_from_node(plain)) is None
-
-
 def test_ink_lies_in_the_word_boxes_and_nowhere_else(
     tmp_path: Path, renderer: str, rotate: int, crop: tuple[float, float, float, float] | None
 ) -> None:
@@ -506,3 +484,25 @@ def test_pages_of_two_pdfs_read_alternately_do_not_mix(tmp_path: Path) -> None:
     one = render_pages(write_text_pdf(tmp_path / "a.pdf", "a1", "a2"), "a.pdf", max_pixels=100)
     other = render_pages(write_text_pdf(tmp_path / "b.pdf", "b1", "b2"), "b.pdf", max_pixels=100)
     assert [page.text for pair in zip(one, other, strict=True) for page in pair] == ["a1", "b1", "a2", "b2"]
+
+
+def test_the_size_of_a_page_is_that_of_the_page_as_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "pages.pdf"
+    with pikepdf.new() as pdf:
+        for size in ((612, 792), (500, 300)):
+            pdf.add_blank_page(page_size=size)
+        pdf.pages[1].Rotate = 90
+        pdf.pages[1].CropBox = [10, 20, 410, 220]
+        pdf.save(path)
+        pdf.save(tmp_path / "encrypted.pdf", encryption=pikepdf.Encryption(owner="o", user="u"))
+    plain, turned = PDFPageReader(ocr="never").load_data(path)
+    assert size_in_points(page_from_node(plain)) == (612, 792)
+    assert size_in_points(page_from_node(turned)) == (200, 400)
+    missing = replace(page_from_node(plain), page_number=3)
+    assert size_in_points(missing) is None
+    [encrypted, _] = PDFPageReader(ocr="never", password="u").load_data(tmp_path / "encrypted.pdf")
+    assert size_in_points(page_from_node(encrypted)) is None
+    path.write_bytes(path.read_bytes() + b"\n")  # another file by now
+    assert size_in_points(page_from_node(plain)) is None
+    path.unlink()
+    assert size_in_points(page_from_node(plain)) is None
