@@ -39,6 +39,10 @@ if TYPE_CHECKING:
         UnreadableDocumentError,
         UnsupportedDocumentError,
     )
+    from llama_index_colqwen.explain.explanation import Explanation
+    from llama_index_colqwen.explain.gallery import show_pages
+    from llama_index_colqwen.explain.regions import Region
+    from llama_index_colqwen.explain.similarities import TokenMatch
     from llama_index_colqwen.fingerprint import EmbedderFingerprint
     from llama_index_colqwen.index import ColQwenIndex
     from llama_index_colqwen.indexing import IndexingReport
@@ -91,6 +95,10 @@ _MODULES = {
         "UnreadableDocumentError",
         "UnsupportedDocumentError",
     ],
+    "explain.explanation": ["Explanation"],
+    "explain.gallery": ["show_pages"],
+    "explain.regions": ["Region"],
+    "explain.similarities": ["TokenMatch"],
     "fingerprint": ["EmbedderFingerprint"],
     "index": ["ColQwenIndex"],
     "indexing": ["IndexingReport"],
@@ -132,6 +140,7 @@ __all__ = [
     "EndpointError",
     "EndpointHandler",
     "EndpointUnavailableError",
+    "Explanation",
     "FingerprintMismatchError",
     "IgnoredParameterWarning",
     "IncompleteWeightsError",
@@ -156,6 +165,7 @@ __all__ = [
     "PageWithScore",
     "PatchGrid",
     "QueryError",
+    "Region",
     "ResizeForLLM",
     "SentenceTransformersEmbedder",
     "SkippedDocumentWarning",
@@ -164,10 +174,12 @@ __all__ = [
     "StoreLockedError",
     "StoredDocument",
     "StoredState",
+    "TokenMatch",
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
     "WordBox",
     "resolve_embedder",
+    "show_pages",
     "word_boxes",
 ]
 

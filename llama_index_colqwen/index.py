@@ -15,7 +15,7 @@ from llama_index.core import Settings
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.docstore.types import RefDocInfo
 
@@ -30,6 +30,7 @@ from llama_index_colqwen.concurrency import gather, in_thread
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.explain.explanation import Explanation, explain
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
@@ -493,6 +494,20 @@ class ColQwenIndex:
             return PageChatEngine.from_defaults(multi_modal_llm=llm, **chat_options)
         return CondensePlusContextChatEngine.from_defaults(llm=llm, **chat_options)
 
+    def explain(self, query: str | QueryBundle, hit: NodeWithScore | BaseNode) -> Explanation:
+        """Say which patches or words of a page matched a question, from the vectors that are stored.
+
+        Args:
+            query: What was asked.
+            hit: A page that was found for it, or any other page of this index.
+
+        Raises:
+            InvalidOptionError: If the page is not in this index, or was stored anew since it was found.
+            StoreError: If its vectors are lost.
+            QueryError: If the query is empty.
+        """
+        return explain(query, hit, self.embedder, self.store)
+
     # ---- closing
 
     def close(self) -> None:
@@ -517,6 +532,7 @@ class ColQwenIndex:
     adelete_nodes = in_thread(delete_nodes)
     acheck = in_thread(check)
     anodes = in_thread(nodes)
+    aexplain = in_thread(explain)
     aclose = in_thread(close)
 
     # ---- inside

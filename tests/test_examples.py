@@ -73,7 +73,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     names: dict[str, Any] = {"vision_llm": SeeingLLM()}
     with serve(ColQwenEmbedder(device="cpu")) as url:
         blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
-        assert len(blocks) == 10
+        assert len(blocks) == 11
         for block in blocks:
             before = names.get("index")
             exec(compile(block, "README.md", "exec"), names)

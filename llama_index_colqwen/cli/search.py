@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -34,16 +34,23 @@ def search(
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the best page's image in the system's viewer.")
     ] = False,
+    explain: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder to write pictures to, and HTML files, of what matches on each page."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the pages that answer a question; to another program, one line a page: its columns, with tabs between."""
     with plain_errors():
         from llama_index_colqwen import ColQwenIndex
+        from llama_index_colqwen.cli.explain import write_explanations
         from llama_index_colqwen.cli.snippet import snippet
 
         filters = choose_pages(file, filter)
         with ColQwenIndex.from_existing(uri, embedder, token=token, collection_name=collection_name) as index:
             hits = index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(question)
+            if explain is not None:
+                write_explanations(index, question, hits, explain)
             language = str(index.embedder.fingerprint.options.get("language") or "en")
         snippets = [snippet(question, hit.text, language) for hit in hits]
         if as_json:

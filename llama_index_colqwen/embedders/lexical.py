@@ -112,7 +112,7 @@ class LexicalEmbedder:
     def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
         """Embed the pages' text: shape (unique words, 256); a page without words has one vector, far from any query."""
         stem = self._stemmer()
-        return [self._embed_page(page.text, stem) for page in pages]
+        return [self._embed_page(page, stem) for page in pages]
 
     def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         """Embed queries: shape (unique words, 256), stop words left out where others are left.
@@ -125,8 +125,36 @@ class LexicalEmbedder:
         stem = self._stemmer()
         return [self._embed_query(query, stem) for query in queries]
 
-    def _embed_page(self, text: str, stem: Callable[[str], str]) -> MultiVector:
-        counts = Counter(stem(word) for word in _words(text) if self._idf(word) > _MIN_IDF)
+    def query_tokens(self, query: str) -> list[str]:
+        """Return the word that each row of a query's multi-vector stands for; of inflections, the first."""
+        stem = self._stemmer()
+        first: dict[str, str] = {}
+        for word in self._query_words(query):
+            first.setdefault(stem(word), word)
+        return list(first.values())
+
+    def page_words(self, page: Page) -> list[list[int]]:
+        """Return the words that each row of a page's multi-vector stands for, as indexes into `page.text.split()`."""
+        stem = self._stemmer()
+        found: dict[str, list[int]] = {}
+        for number, written in enumerate(page.text.split()):
+            for word in dict.fromkeys(self._stems(written, stem)):
+                found.setdefault(word, []).append(number)
+        return [found.get(word, []) for word in self._counts(page, stem)] or [[]]
+
+    def _counts(self, page: Page, stem: Callable[[str], str]) -> Counter[str]:
+        """Return the stems that a page's vectors stand for, in their order, and how often each counts."""
+        return Counter(self._stems(page.text, stem))
+
+    def _stems(self, text: str, stem: Callable[[str], str]) -> Iterable[str]:
+        return (stem(word) for word in _words(text) if self._idf(word) > _MIN_IDF)
+
+    def _query_words(self, query: str) -> list[str]:
+        words = list(_words(query))[:_MAX_QUERY_WORDS]
+        return [word for word in words if self._idf(word) > _MIN_IDF] or words
+
+    def _embed_page(self, page: Page, stem: Callable[[str], str]) -> MultiVector:
+        counts = self._counts(page, stem)
         if not counts:
             blank = np.zeros((1, _DIM), dtype=np.float32)
             # Against every query's slack: below any page with words, even one where nothing matches.
@@ -145,10 +173,9 @@ class LexicalEmbedder:
             warnings.warn(
                 f"The query has {len(words)} words; the first {_MAX_QUERY_WORDS} are used.", UserWarning, stacklevel=4
             )
-            del words[_MAX_QUERY_WORDS:]
         # Inflections of one word in a query count once, with the weight of the rarest.
         idf: dict[str, float] = {}
-        for word in [word for word in words if self._idf(word) > _MIN_IDF] or words:
+        for word in self._query_words(query):
             idf[stem(word)] = max(self._idf(word), idf.get(stem(word), 0.0))
         weights = np.array(list(idf.values())) * (_MAX_QUERY_WEIGHT / _idf_of(_UNKNOWN_FREQUENCY))
         return _with_slack(idf, weights, _QUERY_SLACK)

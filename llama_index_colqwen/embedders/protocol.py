@@ -16,6 +16,8 @@ from llama_index_colqwen.pages import Page
 
 __all__ = [
     "MultiVectorEmbedder",
+    "page_words",
+    "query_tokens",
     "recommended_candidate_vectors",
     "sees_images",
     "stream_pages",
@@ -28,9 +30,15 @@ _BATCH_PAGES = 16
 class MultiVectorEmbedder(Protocol):
     """Pages and queries -> multi-vectors that MaxSim compares.
 
-    Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
-    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all"; and
-    `sees_images`, which is False for one that embeds the text of pages only.
+    Any object with these members is an embedder; nothing needs to be inherited. One may also have
+
+    - `candidate_vectors`, how many vectors of a page a Milvus server should search: a number, to which they are pooled,
+      or "all";
+    - `sees_images`, which is False for one that embeds the text of pages only;
+    - `query_tokens(query) -> list[str]`, what each row of the query's multi-vector stands for, such as a word or a part
+      of one, or "" for what is no word of it, such as what the model adds;
+    - `page_words(page) -> list[list[int]]`, where rows of a page's multi-vector stand for words: for each row, its
+      words as indexes into `page.text.split()`, or none of them.
     """
 
     @property
@@ -61,6 +69,46 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
 def sees_images(embedder: MultiVectorEmbedder) -> bool:
     """Say whether an embedder looks at page images, and so can be asked with one; without `sees_images`, it does."""
     return bool(getattr(embedder, "sees_images", True))
+
+
+def query_tokens(embedder: MultiVectorEmbedder, query: str, vectors: MultiVector) -> list[str] | None:
+    """Return what each row of a query's multi-vector stands for, if the embedder has a `query_tokens`.
+
+    Raises:
+        ModelError: If it does not name as many as there are rows.
+    """
+    own = getattr(embedder, "query_tokens", None)
+    if own is None:
+        return None
+    names: list[str] = own(query)
+    if len(names) != len(vectors):
+        raise ModelError(f"{embedder.fingerprint} names {len(names)} tokens of a query with {len(vectors)} vectors.")
+    return names
+
+
+def page_words(embedder: MultiVectorEmbedder, page: Page, vectors: MultiVector | None) -> list[list[int]] | None:
+    """Return which words of its text each row of a page's multi-vector stands for, if the embedder has a `page_words`.
+
+    Args:
+        embedder: The embedder.
+        page: The page.
+        vectors: Its multi-vector, to compare the number of rows with, if it was embedded.
+
+    Raises:
+        ModelError: If it does not speak of as many rows as there are, or of words that there are not.
+    """
+    own = getattr(embedder, "page_words", None)
+    if own is None:
+        return None
+    rows: list[list[int]] = own(page)
+    number = len(page.text.split())
+    stored = len(rows if vectors is None else vectors)
+    if len(rows) != stored or not all(0 <= word < number for row in rows for word in row):
+        raise ModelError(
+            f"{embedder.fingerprint} says what {len(rows)} vectors of {page} stand for, by its {number} words, and "
+            f"{stored} are stored."
+        )
+    return rows
 
 
 def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:

@@ -21,6 +21,19 @@ from tests.cli.commands import ROOT, SAMPLES, run
 from tests.documents import write_text_pdf
 
 
+def test_search_writes_pictures_of_what_matches(db: Path, tmp_path: Path) -> None:
+    question = "Which sensor drifted least in the salt-spray test?"
+    result = run("search", question, "--uri", db, "-k", 2, "--explain", tmp_path / "new" / "pictures", "--json")
+    assert result.exit_code == 0, result.output
+    assert [hit["rank"] for hit in json.loads(result.stdout)] == [1, 2]
+    assert "What matches is shown in" in result.stderr
+    names = sorted(path.name for path in (tmp_path / "new" / "pictures").iterdir())
+    assert len(names) == 4
+    assert names[:2] == ["01-tidal-sensors-paper-p3.html", "01-tidal-sensors-paper-p3.jpg"]
+    assert question in (tmp_path / "new" / "pictures" / names[0]).read_text("utf-8")
+    assert (tmp_path / "new" / "pictures" / names[1]).read_bytes().startswith(b"\xff\xd8")
+
+
 def test_info_lists_documents_and_the_embedder(db: Path) -> None:
     result = run("info", "--uri", db)
     assert "made by lexical" in result.output

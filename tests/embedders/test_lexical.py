@@ -32,6 +32,37 @@ def test_it_is_an_embedder_and_every_vector_is_a_float32_unit_row() -> None:
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+def test_rows_of_queries_and_pages_are_named() -> None:
+    embedder = LexicalEmbedder()
+    query = "Which sensors, and which sensor, of the salt-spray test?"
+    assert embedder.query_tokens(query) == ["which", "sensors", "salt", "spray", "test"]
+    assert len(embedder.embed_queries([query])[0]) == 5
+    page = make_page("1", "The harbour of\nthe Harbour, and its salt-spray cranes; 35 °C: crane.")
+    rows = embedder.page_words(page)
+    [vectors] = embedder.embed_pages([page])
+    assert len(rows) == len(vectors)
+    words = page.text.split()
+    found = [[words[number] for number in numbers] for numbers in rows]
+    for expected in (["harbour", "Harbour,"], ["salt-spray"], ["cranes;", "crane."], ["35"]):
+        assert expected in found
+    # a row is the vector of its words
+    for row, numbers in enumerate(rows):
+        for word in {words[number] for number in numbers} - {"salt-spray"}:
+            [[likeness]] = [single @ vectors.T for single in embedder.embed_queries([word])]
+            assert likeness.argmax() == row
+    assert embedder.page_words(make_page("2", "")) == [[]]
+    assert embedder.page_words(make_page("3", "the of and")) == [[]]
+    assert len(embedder.embed_pages([make_page("3", "the of and")])[0]) == 1
+
+
+def test_names_of_a_long_query_are_as_many_as_its_rows() -> None:
+    embedder = LexicalEmbedder()
+    query = " ".join(f"word{number}x" for number in range(300))
+    with pytest.warns(UserWarning, match="first 256"):
+        [vectors] = embedder.embed_queries([query])
+    assert len(embedder.query_tokens(query)) == len(vectors)
+
+
 def test_a_page_has_one_vector_per_unique_word_without_stop_words() -> None:
     [vectors] = LexicalEmbedder().embed_pages([make_page("1", "the harbour of the harbour and its cranes, its crane")])
     # harbour; crane and cranes share a stem; "its" is no stop word by frequency alone

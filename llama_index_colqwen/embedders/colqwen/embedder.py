@@ -364,6 +364,27 @@ class ColQwenEmbedder:
             vectors.extend(self._forward(inputs))
         return vectors
 
+    def query_tokens(self, query: str) -> list[str]:
+        """Return the piece of the query that each row of its multi-vector stands for; "" for what the model adds.
+
+        That is the prefix, and the tokens before and after. Of a letter that takes several tokens, each is U+FFFD.
+        """
+        with self._processor_lock:
+            text = self.query_prefix + self._sanitise(query)
+            inputs = self._processor.process_queries([text])
+            tokenizer = self._processor.tokenizer
+            ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
+            special = set(tokenizer.added_tokens_decoder)
+            pieces = ["" if token in special else str(tokenizer.decode([token])) for token in ids]
+        before = len(self.query_prefix.strip())
+        read = 0
+        for number, piece in enumerate(pieces):
+            piece = pieces[number] = piece.strip()
+            if piece and read < before:
+                read += len(piece)
+                pieces[number] = ""
+        return pieces
+
     def _sanitise(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():
             raise QueryError("The query is empty.")
