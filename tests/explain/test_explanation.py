@@ -146,8 +146,10 @@ def test_a_word_that_the_page_lacks_matches_nothing_clearly(samples: ColQwenInde
     assert [match.is_clear for match in found.tokens] == [False]
     assert found.regions() == []
     assert "nothing clearly" in found.to_html()
-    page = Image.open(str(node.image_path)).convert("RGB")
-    assert found.to_image().tobytes() == page.tobytes()
+    drawn = found.to_image()
+    page = Image.open(str(node.image_path)).convert("RGB").resize(drawn.size, Image.Resampling.HAMMING)
+    assert 0.9e6 < drawn.width * drawn.height <= 1e6
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(page)).max() <= 1
 
 
 def test_a_page_without_words_is_explained_by_nothing(tmp_path: Path) -> None:

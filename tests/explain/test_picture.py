@@ -124,7 +124,7 @@ def test_a_letter_pages_heatmap_takes_little_time() -> None:
         started = time.thread_time()
         draw_heat(page, heat, [(0.1, 0.1, 0.2, 0.2)], 0.7)
         times.append(time.thread_time() - started)
-    assert min(times) < 0.15, times  # measured: .03, and .05 on a machine as busy as tests make it
+    assert min(times) < 0.15, times  # measured: .055 alone; machines that run tests are slower
 
 
 def test_the_best_match_is_viridiss_yellow() -> None:
