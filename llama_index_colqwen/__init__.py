@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
     from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck, StoredDocument, StoredState
     from llama_index_colqwen.store.schema import AnnIndex
+    from llama_index_colqwen.vector_store import ColQwenVectorStore
 
 __version__ = "0.1.0"
 
@@ -116,6 +117,7 @@ _MODULES = {
     "store.milvus_search": ["IgnoredParameterWarning"],
     "store.page_store": ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"],
     "store.schema": ["AnnIndex"],
+    "vector_store": ["ColQwenVectorStore"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -129,6 +131,7 @@ __all__ = [
     "ColQwenEmbedder",
     "ColQwenIndex",
     "ColQwenRetriever",
+    "ColQwenVectorStore",
     "ConverterNotFoundError",
     "DeviceMemoryError",
     "DimensionMismatchError",

@@ -5,7 +5,6 @@ Tries things for real where that is quick.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import tempfile
@@ -101,7 +100,9 @@ def _try(what: str, attempt: Callable[[], str], fix: str, *, required: bool = Fa
 
 
 def _version(package: str) -> str:
-    return f"{package} {importlib.metadata.version(package)}"
+    from importlib.metadata import version  # not needed by other commands, which start without it
+
+    return f"{package} {version(package)}"
 
 
 def _draw_page() -> str:
@@ -150,7 +151,7 @@ def _extra(name: str, *packages: str) -> Finding:
     for package in packages:
         try:
             found.append(_version(package))
-        except importlib.metadata.PackageNotFoundError:
+        except ModuleNotFoundError:  # PackageNotFoundError
             missing.append(package)
     if missing:
         install = f"pip install 'llama-index-colqwen[{name}]'"
