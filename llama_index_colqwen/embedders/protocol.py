@@ -5,7 +5,9 @@ Knows nothing of any one embedder.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 from llama_index_colqwen.concurrency import gather
@@ -17,10 +19,14 @@ from llama_index_colqwen.pages import Page
 __all__ = [
     "MultiVectorEmbedder",
     "recommended_candidate_vectors",
+    "seen_by",
     "stream_pages",
 ]
 
 _BATCH_PAGES = 16
+
+# Of hashes in hex: with the dash, the 64 characters that the store keeps.
+_CONTENT_DIGITS, _CONTEXT_DIGITS = 47, 16
 
 
 @runtime_checkable
@@ -28,7 +34,9 @@ class MultiVectorEmbedder(Protocol):
     """Pages and queries -> multi-vectors that MaxSim compares.
 
     Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
-    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all".
+    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all". And one that
+    reads more of a page than image and text has a method `page_context(page)`, which returns that as a text, such as
+    the file's name: a page is embedded again when it changes.
     """
 
     @property
@@ -54,6 +62,20 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
     """Return how many vectors of a page a Milvus server should search, if the embedder has a `candidate_vectors`."""
     number: int | Literal["all"] | None = getattr(embedder, "candidate_vectors", None)
     return number
+
+
+def seen_by(embedder: MultiVectorEmbedder, page: Page) -> Page:
+    """Return the page with a `content_hash` that changes whenever the embedder would make other vectors of it.
+
+    That is the hash of image and text, which is all that most embedders see, or one with the `page_context` in it.
+    """
+    context = getattr(embedder, "page_context", None)
+    if context is None:
+        return page
+    digest = hashlib.sha256(context(page).encode("utf-8", "surrogatepass")).hexdigest()
+    # In the place of an earlier context's, of which the first part is free: a stored page can be given another context.
+    content = page.content_hash.partition("-")[0][:_CONTENT_DIGITS]
+    return replace(page, content_hash=f"{content}-{digest[:_CONTEXT_DIGITS]}")
 
 
 def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:
