@@ -18,6 +18,7 @@ from llama_index_colqwen.pages import Page
 
 __all__ = [
     "MultiVectorEmbedder",
+    "highest_score",
     "recommended_candidate_vectors",
     "seen_by",
     "stream_pages",
@@ -36,7 +37,8 @@ class MultiVectorEmbedder(Protocol):
     Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
     how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all". And one that
     reads more of a page than image and text has a method `page_context(page)`, which returns that as a text, such as
-    the file's name: a page is embedded again when it changes.
+    the file's name: a page is embedded again when it changes. One whose query vectors do not all count the same has a
+    method `highest_score(query)`, which returns what no page's MaxSim exceeds.
     """
 
     @property
@@ -62,6 +64,17 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
     """Return how many vectors of a page a Milvus server should search, if the embedder has a `candidate_vectors`."""
     number: int | Literal["all"] | None = getattr(embedder, "candidate_vectors", None)
     return number
+
+
+def highest_score(embedder: MultiVectorEmbedder, query: MultiVector) -> float:
+    """Return the most that a page can score for a query, above 0: the number of its vectors, or what the embedder says.
+
+    Args:
+        embedder: The one that made the query.
+        query: Float32, shape (num_query_tokens, dim), unit rows.
+    """
+    own = getattr(embedder, "highest_score", None)
+    return float(len(query)) if own is None else float(own(query))
 
 
 def seen_by(embedder: MultiVectorEmbedder, page: Page) -> Page:
