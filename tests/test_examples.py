@@ -76,7 +76,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
     with serve(ColQwenEmbedder(device="cpu")) as url:
         blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
-        assert len(blocks) == 8
+        assert len(blocks) == 9
         for block in blocks:
             before = names.get("index")
             exec(compile(block, "README.md", "exec"), names)

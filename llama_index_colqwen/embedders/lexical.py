@@ -63,7 +63,7 @@ _MAX_QUERY_WEIGHT = 0.95
 # How much a word's own hash weighs beside that of its n-grams; between 1 and 4 it makes no measurable difference.
 _WHOLE_WORD_WEIGHT = 1.0
 
-_CAPTION = regex.compile(r"(?im)^\W*(?:figure|fig|table|chart|exhibit|appendix|graph)\b.*$")
+_CAPTION = regex.compile(r"(?im)^[^\w\n]*(?:figure|fig|table|chart|exhibit|appendix|graph)\b.*$")
 
 # Snowball's stemmers, by ISO 639-1 code.
 _STEMMERS = {
@@ -84,7 +84,7 @@ _WORD = regex.compile(
 )
 _NAME_JOINTS = regex.compile(r"[-_.]+")
 _THOUSANDS = regex.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_ACCENTS = regex.compile(r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}]\p{M}*)\p{M}")
+_ACCENTED = regex.compile(r"([\p{Latin}\p{Greek}\p{Cyrillic}])\p{M}+")
 # Chinese and Japanese end lines anywhere, one character a line where they run downwards; titles are spaced out.
 _CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _WRAPPED_RUN = regex.compile(rf"(?<={_CJK})\n(?={_CJK})")
@@ -236,7 +236,7 @@ class LexicalEmbedder:
 
 def _file_names(page: Page) -> list[str]:
     """Return the names of the files that a page is in, as words: no suffix, and spaces for what joins words there."""
-    names = {file.name for file in files_of(page.metadata) if file.name} or {page.file_name}
+    names = {str(file.name) for file in files_of(page.metadata) if file.name} or {page.file_name} - {page.page_id}
     return sorted({_NAME_JOINTS.sub(" ", name.rpartition(".")[0] or name) for name in names})
 
 
@@ -308,7 +308,7 @@ def _plain(word: str) -> str:
         return word.replace(",", "")
     if word.isascii():
         return word
-    return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", word)))
+    return unicodedata.normalize("NFC", _ACCENTED.sub(r"\1", unicodedata.normalize("NFD", word)))
 
 
 def _signs(feature: str) -> npt.NDArray[np.floating]:
