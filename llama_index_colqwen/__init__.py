@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llama_index_colqwen.answering import PagePromptHelper
     from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
     from llama_index_colqwen.embedders.lexical import LexicalEmbedder
     from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
@@ -31,22 +32,30 @@ if TYPE_CHECKING:
         MissingDependencyError,
         ModelError,
         ModelNotFoundError,
+        NoPageImageError,
         QueryError,
         StoreError,
         StoreLockedError,
         UnreadableDocumentError,
         UnsupportedDocumentError,
     )
+    from llama_index_colqwen.explain.explanation import Explanation
+    from llama_index_colqwen.explain.gallery import show_pages
+    from llama_index_colqwen.explain.regions import Region
+    from llama_index_colqwen.explain.similarities import TokenMatch
     from llama_index_colqwen.fingerprint import EmbedderFingerprint
     from llama_index_colqwen.index import ColQwenIndex
     from llama_index_colqwen.indexing import IndexingReport
+    from llama_index_colqwen.integrations.langchain import ColQwenLangChainRetriever as ColQwenLangChainRetriever
     from llama_index_colqwen.late_interaction.maxsim import Candidate
     from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
-    from llama_index_colqwen.nodes import word_boxes
+    from llama_index_colqwen.nodes import PageNode, PageWithScore, word_boxes
     from llama_index_colqwen.pages import Page, WordBox
     from llama_index_colqwen.reading.reader import MissingTextWarning, PDFPageReader, SkippedDocumentWarning
+    from llama_index_colqwen.rerank import MaxSimRerank
     from llama_index_colqwen.resize import ResizeForLLM
     from llama_index_colqwen.retriever import ColQwenRetriever
+    from llama_index_colqwen.search_tool import PageSearchTool
     from llama_index_colqwen.serving.handler import EndpointHandler
     from llama_index_colqwen.store.milvus_search import IgnoredParameterWarning
     from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck, StoredDocument, StoredState
@@ -55,6 +64,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "answering": ["PagePromptHelper"],
     "embedders.colqwen": ["ColQwenEmbedder"],
     "embedders.lexical": ["LexicalEmbedder"],
     "embedders.protocol": ["MultiVectorEmbedder"],
@@ -78,22 +88,30 @@ _MODULES = {
         "MissingDependencyError",
         "ModelError",
         "ModelNotFoundError",
+        "NoPageImageError",
         "QueryError",
         "StoreError",
         "StoreLockedError",
         "UnreadableDocumentError",
         "UnsupportedDocumentError",
     ],
+    "explain.explanation": ["Explanation"],
+    "explain.gallery": ["show_pages"],
+    "explain.regions": ["Region"],
+    "explain.similarities": ["TokenMatch"],
     "fingerprint": ["EmbedderFingerprint"],
     "index": ["ColQwenIndex"],
     "indexing": ["IndexingReport"],
+    "integrations.langchain": ["ColQwenLangChainRetriever"],
     "late_interaction.maxsim": ["Candidate"],
     "late_interaction.multivectors": ["MultiVector", "PageVectors", "PatchGrid"],
-    "nodes": ["word_boxes"],
+    "nodes": ["PageNode", "PageWithScore", "word_boxes"],
     "pages": ["Page", "WordBox"],
     "reading.reader": ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning"],
+    "rerank": ["MaxSimRerank"],
     "resize": ["ResizeForLLM"],
     "retriever": ["ColQwenRetriever"],
+    "search_tool": ["PageSearchTool"],
     "serving.handler": ["EndpointHandler"],
     "store.milvus_search": ["IgnoredParameterWarning"],
     "store.page_store": ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"],
@@ -101,7 +119,8 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-# Spelled out, and not made of _MODULES: type checkers and editors read it.
+# Spelled out, and not made of _MODULES: type checkers and editors read it. What needs an extra to be imported is left
+# out: without the extra, `from llama_index_colqwen import *` would fail.
 __all__ = [
     "AnnIndex",
     "Candidate",
@@ -121,12 +140,14 @@ __all__ = [
     "EndpointError",
     "EndpointHandler",
     "EndpointUnavailableError",
+    "Explanation",
     "FingerprintMismatchError",
     "IgnoredParameterWarning",
     "IncompleteWeightsError",
     "IndexingReport",
     "InvalidOptionError",
     "LexicalEmbedder",
+    "MaxSimRerank",
     "MilvusPageStore",
     "MissingDependencyError",
     "MissingTextWarning",
@@ -134,11 +155,17 @@ __all__ = [
     "ModelNotFoundError",
     "MultiVector",
     "MultiVectorEmbedder",
+    "NoPageImageError",
     "PDFPageReader",
     "Page",
+    "PageNode",
+    "PagePromptHelper",
+    "PageSearchTool",
     "PageVectors",
+    "PageWithScore",
     "PatchGrid",
     "QueryError",
+    "Region",
     "ResizeForLLM",
     "SentenceTransformersEmbedder",
     "SkippedDocumentWarning",
@@ -147,10 +174,12 @@ __all__ = [
     "StoreLockedError",
     "StoredDocument",
     "StoredState",
+    "TokenMatch",
     "UnreadableDocumentError",
     "UnsupportedDocumentError",
     "WordBox",
     "resolve_embedder",
+    "show_pages",
     "word_boxes",
 ]
 

@@ -3,6 +3,7 @@
     ColQwenError
     ├── MissingDependencyError      (ImportError)        an extra is not installed
     ├── InvalidOptionError          (ValueError)         an argument no component understands
+    │   └── NoPageImageError                             a document without an image of a page
     ├── DocumentError               (ValueError)
     │   ├── DocumentNotFoundError   (FileNotFoundError)  no such file, or a folder with nothing to read
     │   ├── UnsupportedDocumentError                     a file type that is not read
@@ -32,6 +33,7 @@ import textwrap
 __all__ = [
     "CollectionNotFoundError",
     "ColQwenError",
+    "ConverterNotFoundError",
     "DeviceMemoryError",
     "DimensionMismatchError",
     "DocumentError",
@@ -45,6 +47,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "ModelNotFoundError",
+    "NoPageImageError",
     "QueryError",
     "StoreError",
     "StoreLockedError",
@@ -82,6 +85,10 @@ def _rebuild_missing_dependency(message: str, extra: str) -> MissingDependencyEr
 
 class InvalidOptionError(ColQwenError, ValueError):
     """An argument has a value that no component understands."""
+
+
+class NoPageImageError(InvalidOptionError):
+    """A document to be indexed has no page image, on disk or inline."""
 
 
 def check_count(name: str, value: int) -> int:
@@ -156,7 +163,7 @@ class DeviceMemoryError(ModelError, MemoryError):
 
 
 class EndpointError(ColQwenError, RuntimeError):
-    """A service that embeds refuses or fails, or is none; the message names its address."""
+    """A service that embeds, or a chat model's, refuses or fails, or is none; the message names its address."""
 
 
 class EndpointUnavailableError(_Sentence, EndpointError, ConnectionError):

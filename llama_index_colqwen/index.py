@@ -7,21 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llama_index.core import Settings
+from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.storage.docstore.types import RefDocInfo
 
+from llama_index_colqwen.answering import (
+    CHAT_SYSTEM_PROMPT,
+    PageChatEngine,
+    PagePromptHelper,
+    RequireImages,
+    check_chat_model,
+)
 from llama_index_colqwen.concurrency import gather, in_thread
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors, seen_by
 from llama_index_colqwen.embedders.resolve import resolve_embedder
-from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
+from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.explain.explanation import Explanation, explain
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
-from llama_index_colqwen.nodes import ImagelessPageNode, node_from_page
+from llama_index_colqwen.nodes import PageNode, node_from_page
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import ResizeForLLM
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
@@ -30,7 +43,9 @@ from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
     from llama_index.core.callbacks import CallbackManager
-    from llama_index.core.llms import LLM
+    from llama_index.core.chat_engine.types import BaseChatEngine
+    from llama_index.core.llms import LLM, ChatMessage
+    from llama_index.core.memory import BaseMemory
     from llama_index.core.prompts import BasePromptTemplate
     from llama_index.core.response_synthesizers import BaseSynthesizer
     from llama_index.core.vector_stores import MetadataFilters
@@ -108,7 +123,8 @@ class ColQwenIndex:
 
         Raises:
             FingerprintMismatchError: If another embedder made the collection and `overwrite` is not given.
-            InvalidOptionError: If a document has no page image.
+            NoPageImageError: If no document has a page image. Where some have, as in a folder of PDFs and texts, the
+                others are left out, with a `SkippedDocumentWarning` and in `report.skipped`.
             DocumentNotFoundError: If a document's image file is gone.
             StoreLockedError: If another process holds the Milvus Lite file.
         """
@@ -187,22 +203,34 @@ class ColQwenIndex:
                     versions.setdefault(str(path), set()).add(str(document_id))
                 yield document
 
-        written = self._write(noting(documents), show_progress)
+        written = self._write(noting(documents), show_progress, documents)
         if delete_missing:
             versions |= {path: set() for path in self.store.file_paths() - versions.keys() if not Path(path).exists()}
         self.report.removed += self.store.delete_other_versions(versions, self._rewrite)
         return written
 
-    def delete_ref_doc(self, ref_doc_id: str) -> int:
+    def update_ref_doc(self, document: BaseNode) -> None:
+        """Replace the page with the document's id, or add it: what `insert` does."""
+        self.insert(document)
+
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False) -> int:
         """Delete a page by its id, or all pages of a document by the document's id.
+
+        Args:
+            ref_doc_id: Either id; one that is not stored is no error.
+            delete_from_docstore: As LlamaIndex's indexes have it; there is no second place to delete from.
 
         Returns:
             How many pages were deleted.
         """
         return self.store.delete(page_ids=[ref_doc_id], document_ids=[ref_doc_id])
 
-    def delete_nodes(self, node_ids: Sequence[str]) -> int:
+    def delete_nodes(self, node_ids: Sequence[str], delete_from_docstore: bool = False) -> int:
         """Delete pages by id.
+
+        Args:
+            node_ids: Page ids; those that are not stored are no error.
+            delete_from_docstore: As for `delete_ref_doc`.
 
         Returns:
             How many pages were deleted.
@@ -225,7 +253,7 @@ class ColQwenIndex:
 
     # ---- reading
 
-    def nodes(self, filters: MetadataFilters | None = None) -> list[ImageNode]:
+    def nodes(self, filters: MetadataFilters | None = None) -> list[PageNode]:
         """Return the nodes of all pages, or of those that filters keep, by file name and page number.
 
         They are those that retrieving returns, and have their hashes: a `BM25Retriever` made of them can be fused with
@@ -237,6 +265,23 @@ class ColQwenIndex:
             for start in range(0, len(ids), _READ_PAGES)
             for page in self.store.get(ids[start : start + _READ_PAGES])
         ]
+
+    @property
+    def docstore(self) -> SimpleDocumentStore:
+        """A copy of all pages' nodes, for what wants a docstore; changing it does not change the index."""
+        docstore = SimpleDocumentStore()
+        docstore.add_documents(self.nodes())
+        return docstore
+
+    @property
+    def ref_doc_info(self) -> dict[str, RefDocInfo]:
+        """The documents by id, each with its page ids and `file_name`."""
+        return {
+            document.document_id: RefDocInfo(
+                node_ids=list(document.page_ids), metadata={"file_name": document.file_name}
+            )
+            for document in self.store.documents()
+        }
 
     def as_retriever(
         self,
@@ -318,7 +363,7 @@ class ColQwenIndex:
             verbose: Whether LlamaIndex prints what it does.
 
         Raises:
-            InvalidOptionError: If an option has no such value.
+            InvalidOptionError: If an option has no such value, or the model is no chat model and `multimodal` is on.
             DocumentNotFoundError: By the engine, if `multimodal` and the images of all pages that it found are gone;
                 of some, they go as text.
         """
@@ -329,11 +374,6 @@ class ColQwenIndex:
         except ValueError as error:
             modes = ", ".join(known.value for known in ResponseMode)
             raise InvalidOptionError(f"response_mode is one of {modes}; got {response_mode!r}.") from error
-        processors = list(node_postprocessors or [])
-        if llm_max_pixels is not None and multimodal:
-            processors.append(ResizeForLLM(llm_max_pixels))
-        if multimodal:
-            processors.append(_RequireImages())
         retriever = self.as_retriever(
             similarity_top_k=similarity_top_k,
             candidate_k=candidate_k,
@@ -343,25 +383,130 @@ class ColQwenIndex:
             callback_manager=callback_manager,
             verbose=verbose,
         )
-        return RetrieverQueryEngine.from_args(
+        if response_synthesizer is None:
+            llm = llm or Settings.llm
+            if multimodal:
+                check_chat_model(llm)
+            response_synthesizer = get_response_synthesizer(
+                llm=llm,
+                chat_prompt_helper=Settings._chat_prompt_helper or PagePromptHelper.from_llm_metadata(llm.metadata),
+                callback_manager=callback_manager,
+                response_mode=mode,
+                text_qa_template=text_qa_template,
+                refine_template=refine_template,
+                summary_template=summary_template,
+                simple_template=simple_template,
+                chat_content_qa_template=chat_content_qa_template,
+                chat_content_refine_template=chat_content_refine_template,
+                output_cls=output_cls,
+                use_async=use_async,
+                streaming=streaming,
+                verbose=verbose,
+                multimodal=multimodal,
+            )
+        return RetrieverQueryEngine(
             retriever,
-            llm=llm,
             response_synthesizer=response_synthesizer,
-            node_postprocessors=processors,
-            callback_manager=callback_manager,
-            response_mode=mode,
-            text_qa_template=text_qa_template,
-            refine_template=refine_template,
-            summary_template=summary_template,
-            simple_template=simple_template,
-            chat_content_qa_template=chat_content_qa_template,
-            chat_content_refine_template=chat_content_refine_template,
-            output_cls=output_cls,
-            use_async=use_async,
-            streaming=streaming,
-            verbose=verbose,
-            multimodal=multimodal,
+            node_postprocessors=_postprocessors(node_postprocessors, multimodal, llm_max_pixels),
+            callback_manager=callback_manager or Settings.callback_manager,
         )
+
+    def as_chat_engine(
+        self,
+        chat_mode: ChatMode | str = ChatMode.BEST,
+        llm: LLM | None = None,
+        *,
+        multimodal: bool = True,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        candidate_k: int = DEFAULT_CANDIDATE_K,
+        filters: MetadataFilters | None = None,
+        score: Score = "maxsim",
+        exact: bool = False,
+        llm_max_pixels: int | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        system_prompt: str = CHAT_SYSTEM_PROMPT,
+        chat_history: list[ChatMessage] | None = None,
+        memory: BaseMemory | None = None,
+        verbose: bool = False,
+    ) -> BaseChatEngine:
+        """Return a chat that answers from the pages it retrieves for each message.
+
+        Of earlier turns the model sees what was said, not the pages.
+
+        Args:
+            chat_mode: "condense_plus_context", which is "best" (a message is made a question that stands alone, by what
+                was said before); "context" (pages are found for the message as it is); or "condense_question" (a query
+                engine answers the question that stands alone).
+            llm: As for `as_query_engine`, and so are the arguments to `node_postprocessors`.
+            multimodal: Whether the model is given the page images, or only their text.
+            similarity_top_k: How many pages the model is given for a message.
+            candidate_k: How many pages are scored exactly, in a collection too large to score them all.
+            filters: Which pages to look at, by their metadata.
+            score: What the source nodes' scores are: "maxsim" or "normalized".
+            exact: Whether to score every page, however many there are.
+            llm_max_pixels: Page images are scaled down to this many pixels for the model.
+            node_postprocessors: What pages go through between retriever and model.
+            system_prompt: What the model is told of its task.
+            chat_history: What was said before.
+            memory: Keeps what is said; by default as much of it as the model's context takes.
+            verbose: Whether LlamaIndex prints what it does.
+
+        Raises:
+            InvalidOptionError: If an option has no such value, or the model is no chat model and `multimodal` is on.
+        """
+        from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
+
+        try:
+            mode = ChatMode.CONDENSE_PLUS_CONTEXT if chat_mode == ChatMode.BEST else ChatMode(chat_mode)
+        except ValueError:
+            mode = ChatMode.SIMPLE
+        if mode not in (ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION):
+            raise InvalidOptionError(
+                f"chat_mode is best, condense_plus_context, context or condense_question; got {str(chat_mode)!r}."
+            )
+        llm = llm or Settings.llm
+        retriever_options: dict[str, Any] = {
+            "similarity_top_k": similarity_top_k,
+            "candidate_k": candidate_k,
+            "filters": filters,
+            "score": score,
+            "exact": exact,
+        }
+        chat_options: dict[str, Any] = {"chat_history": chat_history, "memory": memory, "verbose": verbose}
+        if mode == ChatMode.CONDENSE_QUESTION:
+            engine = self.as_query_engine(
+                llm,
+                multimodal=multimodal,
+                llm_max_pixels=llm_max_pixels,
+                node_postprocessors=node_postprocessors,
+                **retriever_options,
+            )
+            return CondenseQuestionChatEngine.from_defaults(engine, llm=llm, **chat_options)
+        if multimodal:
+            check_chat_model(llm)
+        chat_options |= {
+            "retriever": self.as_retriever(**retriever_options),
+            "node_postprocessors": _postprocessors(node_postprocessors, multimodal, llm_max_pixels),
+            "system_prompt": system_prompt,
+            "skip_condense": mode == ChatMode.CONTEXT,
+        }
+        if multimodal:
+            return PageChatEngine.from_defaults(multi_modal_llm=llm, **chat_options)
+        return CondensePlusContextChatEngine.from_defaults(llm=llm, **chat_options)
+
+    def explain(self, query: str | QueryBundle, hit: NodeWithScore | BaseNode) -> Explanation:
+        """Say which patches or words of a page matched a question, from the vectors that are stored.
+
+        Args:
+            query: What was asked.
+            hit: A page that was found for it, or any other page of this index.
+
+        Raises:
+            InvalidOptionError: If the page is not in this index, or was stored anew since it was found.
+            StoreError: If its vectors are lost.
+            QueryError: If the query is empty.
+        """
+        return explain(query, hit, self.embedder, self.store)
 
     # ---- closing
 
@@ -382,17 +527,24 @@ class ColQwenIndex:
     ainsert = in_thread(insert)
     ainsert_nodes = in_thread(insert_nodes)
     arefresh_ref_docs = in_thread(refresh_ref_docs)
+    aupdate_ref_doc = in_thread(update_ref_doc)
     adelete_ref_doc = in_thread(delete_ref_doc)
     adelete_nodes = in_thread(delete_nodes)
     acheck = in_thread(check)
     anodes = in_thread(nodes)
+    aexplain = in_thread(explain)
     aclose = in_thread(close)
 
     # ---- inside
 
-    def _write(self, documents: Iterable[BaseNode], show_progress: bool) -> list[bool]:
+    def _write(
+        self, documents: Iterable[BaseNode], show_progress: bool, counted: Iterable[BaseNode] | None = None
+    ) -> list[bool]:
         self.report = IndexingReport()
-        return index_documents(documents, self.embedder, self.store, self.report, show_progress=show_progress)
+        total = length_hint(documents if counted is None else counted) if show_progress else 0
+        return index_documents(
+            documents, self.embedder, self.store, self.report, show_progress=show_progress, total=total or None
+        )
 
     def _rewrite(self, pages: Sequence[Page]) -> None:
         """Store pages that are in fewer files now; those are embedded again whose vectors that changes."""
@@ -404,6 +556,16 @@ class ColQwenIndex:
     def _embed(self, pages: Sequence[Page]) -> None:
         for some in gather(pages, _EMBED_PAGES):
             self.store.add(some, self.embedder.embed_pages(some))
+
+
+def _postprocessors(
+    given: list[BaseNodePostprocessor] | None, multimodal: bool, llm_max_pixels: int | None
+) -> list[BaseNodePostprocessor]:
+    """Return what pages go through between retriever and model."""
+    if not multimodal:
+        return list(given or [])
+    resize = [] if llm_max_pixels is None else [ResizeForLLM(llm_max_pixels)]
+    return [*(given or []), *resize, RequireImages()]
 
 
 def _choose_store(
@@ -421,24 +583,3 @@ def _choose_store(
             "vector_dtype too: these are the store's own, so give them to it."
         )
     return given
-
-
-class _RequireImages(BaseNodePostprocessor):
-    """Refuses pages of which none has an image."""
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "RequireImages"
-
-    def _postprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
-    ) -> list[NodeWithScore]:
-        if nodes and all(isinstance(found.node, ImagelessPageNode) for found in nodes):
-            pages = ", ".join(
-                f"{found.metadata.get('file_name')} page {found.metadata.get('page_label')}" for found in nodes
-            )
-            raise DocumentNotFoundError(
-                f"The images of all pages that were found are gone ({pages}): index their files again, or ask for "
-                "answers from text with multimodal=False."
-            )
-        return nodes

@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in its __all__
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import WriteBehind, check_stopped, gather, read_ahead
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, seen_by, stream_pages
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import InvalidOptionError, NoPageImageError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
-from llama_index_colqwen.nodes import page_from_node, with_image_on_disk
+from llama_index_colqwen.nodes import caption, page_from_node, with_image_on_disk
 from llama_index_colqwen.pages import Page, files_of, with_files, with_relative_image
+from llama_index_colqwen.query import model_details
+from llama_index_colqwen.reading.reader import SkippedDocumentWarning
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoredState
 
 __all__ = ["IndexingReport", "index_documents"]
 
+_DISPATCHER = get_dispatcher(__name__)
 _LOOKUP_PAGES = 8  # looked up in the store together
 _AHEAD_PAGES = 64  # drawn and not yet embedded: 20 MB of images
 _WRITE_PAGES = 16
+_NAMED = 5  # in one warning
 
 
 @dataclass
@@ -39,6 +46,7 @@ class IndexingReport:
         updated: Pages whose content or metadata changed.
         unchanged: Pages that were there already; they were not embedded again.
         removed: Pages of earlier versions of the same files (by `refresh_ref_docs` only).
+        skipped: Captions of documents that have no page image, such as texts of other readers; they were left out.
         seconds: How long it took, wall clock.
     """
 
@@ -46,6 +54,7 @@ class IndexingReport:
     updated: int = 0
     unchanged: int = 0
     removed: int = 0
+    skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -56,6 +65,7 @@ def index_documents(
     report: IndexingReport,
     *,
     show_progress: bool,
+    total: int | None = None,
 ) -> list[bool]:
     """Embed and store what is not stored yet; what was embedded is stored even when an error or Ctrl-C ends it.
 
@@ -65,24 +75,31 @@ def index_documents(
         store: Open, for that embedder; inline images are written to its `image_dir`.
         report: Kept up to date.
         show_progress: Whether to show a progress bar, with pages a second.
+        total: How many documents there will be, for the bar.
 
     Returns:
         For each document, whether anything was written for it.
+
+    Raises:
+        NoPageImageError: If no document has a page image. Where some have, the others are left out, with a warning.
     """
     if not isinstance(documents, Iterable):
         raise InvalidOptionError(f"documents are LlamaIndex documents, such as a list; got {type(documents).__name__}.")
     started = time.perf_counter()
-    total = len(documents) if isinstance(documents, Sized) else None
     try:
         with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress, delay=1) as progress:
             run = _Run(embedder, store, report, progress)
+            _DISPATCHER.event(EmbeddingStartEvent(model_dict=model_details(embedder)))
             with (
                 WriteBehind(run.store_pages, _WRITE_PAGES) as writer,
                 closing(read_ahead(run.pages_to_embed(documents), _AHEAD_PAGES)) as pages,
             ):
                 for page, vectors in stream_pages(embedder, pages):
                     writer.put((page, vectors))
+            # Of pages, observers are told which: their vectors as lists of numbers would take gigabytes.
+            _DISPATCHER.event(EmbeddingEndEvent(chunks=run.embedded, embeddings=[]))
             run.finish()
+            _tell_of_skipped(report.skipped, len(run.page_ids))
             return [page_id in run.written for page_id in run.page_ids]
     finally:
         report.seconds = time.perf_counter() - started
@@ -96,6 +113,7 @@ class _Run:
     ) -> None:
         self.page_ids: list[str | None] = []  # one a document; None for what is stored already, as it is
         self.written: set[str] = set()
+        self.embedded: list[str] = []
         self._embedder = embedder
         self._store = store
         self._report = report
@@ -112,11 +130,17 @@ class _Run:
         Of documents with one id, the last one counts. The same bytes in several files are the same pages, which know
         all their files.
         """
-        for batch in gather(map(_look_at, documents), _LOOKUP_PAGES, first=2):
+        for looked_at in gather(map(self._look_at, documents), _LOOKUP_PAGES, first=2):
+            batch = [page for page in looked_at if page is not None]
             stored = self._store.states([page.page_id for page in batch])
             to_embed: dict[str, Page] = {}
             to_update: dict[str, Page] = {}
-            for page in map(self._keep_image, batch):
+            for page in looked_at:
+                if page is None:
+                    self.page_ids.append(None)
+                    self._count(1)
+                    continue
+                page = self._keep_image(page)
                 before = self._states.get(page.page_id) or stored.get(page.page_id)
                 if before is None:
                     self._new.add(page.page_id)
@@ -147,6 +171,7 @@ class _Run:
 
     def store_pages(self, pages: list[tuple[Page, MultiVector]]) -> None:
         """Store pages that were embedded."""
+        self.embedded += [f"{page.file_name}, page {page.page_number}" for page, _ in pages]
         self._store.add([page for page, _ in pages], [vectors for _, vectors in pages])
         page_ids = {page.page_id for page, _ in pages}
         added = len(page_ids & self._new)
@@ -168,6 +193,14 @@ class _Run:
             self.written.update(page_ids)
             self._progress.update(pages)
 
+    def _look_at(self, document: BaseNode) -> Page | None:
+        check_stopped()  # many in a row may give nothing to embed
+        try:
+            return page_from_node(document)
+        except NoPageImageError:
+            self._report.skipped.append(caption(document))
+            return None
+
     def _keep_image(self, page: Page) -> Page:
         if page.image is None:
             return page
@@ -182,9 +215,14 @@ class _Run:
 _ABSENT = StoredState("", "")
 
 
-def _look_at(document: BaseNode) -> Page:
-    check_stopped()  # many in a row may give nothing to embed
-    return page_from_node(document)
+def _tell_of_skipped(skipped: list[str], documents: int) -> None:
+    if not skipped:
+        return
+    named = "; ".join(skipped[:_NAMED]) + (f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else "")
+    why = f"no page image, on disk or inline: {named}. Read files with PDFPageReader, which draws the pages."
+    if len(skipped) == documents:
+        raise NoPageImageError(f"The documents have {why}")
+    warnings.warn(f"{len(skipped)} of {documents} documents were left out: they have {why}", SkippedDocumentWarning, 5)
 
 
 def _with_known_files(page: Page, known: StoredState) -> Page:

@@ -10,6 +10,8 @@ import copy
 import hashlib
 import json
 import math
+import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, time, timedelta
@@ -20,16 +22,25 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from llama_index.core.schema import BaseNode, Document, ImageNode, MetadataMode, TextNode
+from llama_index.core.schema import BaseNode, Document, ImageNode, MetadataMode, NodeWithScore, TextNode
+from pydantic import Field
 
-from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
+from llama_index_colqwen.errors import (
+    DocumentNotFoundError,
+    InvalidOptionError,
+    NoPageImageError,
+    UnreadableDocumentError,
+)
 from llama_index_colqwen.images import image_sha256, write_page_image
 from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
 
 __all__ = [
     "HIDDEN_METADATA",
     "ImagelessPageNode",
+    "PageNode",
+    "PageWithScore",
     "caption",
+    "excerpt",
     "make_page_id",
     "node_from_page",
     "node_without_image",
@@ -63,6 +74,48 @@ _CARRIED = (
 )
 
 
+_SHOWN_CHARACTERS = 80
+
+
+class PageNode(ImageNode):
+    """A stored page as LlamaIndex's node: short where it is printed, for people and models.
+
+    Attributes:
+        packed_word_boxes: See `word_boxes`. Not in the metadata, which LlamaIndex copies into every response.
+    """
+
+    packed_word_boxes: str = Field(default="", repr=False)
+
+    # class_name() stays "ImageNode": by it LlamaIndex's stores know what to make of a node that they read.
+
+    def __repr__(self) -> str:
+        """Name the page and show how its text begins."""
+        text = textwrap.shorten(self.text, _SHOWN_CHARACTERS, placeholder="...")
+        return f"<{caption(self)}: {text!r}>" if text else f"<{caption(self)}>"
+
+    __str__ = __repr__
+
+
+class ImagelessPageNode(PageNode):
+    """A page whose image cannot be had: a model that sees images is given its text."""
+
+    def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[Any]:
+        """Return metadata and text as blocks."""
+        return TextNode.get_content_blocks(self, metadata_mode)
+
+
+class PageWithScore(NodeWithScore):
+    """A page that was found, and its score: a `NodeWithScore` whose node is known to be a page's."""
+
+    node: PageNode
+
+    def __repr__(self) -> str:
+        """Name the page and its score."""
+        return f"<{self.score:.3f} {repr(self.node)[1:]}" if self.score is not None else repr(self.node)
+
+    __str__ = __repr__
+
+
 def make_page_id(document_id: str, page_number: int) -> str:
     """Name a page by its document's sha256 and its number; ids sort in page order."""
     return f"{document_id}-p{page_number:05d}"
@@ -76,7 +129,8 @@ def page_from_node(node: BaseNode) -> Page:
             Metadata `document_id`, `file_name` and `page_number` are taken where they are.
 
     Raises:
-        InvalidOptionError: If the node has no image here (text only, or a URL), is a piece of a page, as text splitters
+        NoPageImageError: If the node has no image here (text only, or a URL).
+        InvalidOptionError: If it is a piece of a page, as text splitters
             make them, or has metadata that cannot be kept.
         DocumentNotFoundError: If its image file is gone.
         UnreadableDocumentError: If its image file cannot be read.
@@ -90,12 +144,14 @@ def page_from_node(node: BaseNode) -> Page:
         )
     image_path, image, mimetype = _image_of(node)
     if image is None and image_path is None:
-        raise InvalidOptionError(
+        raise NoPageImageError(
             f"Document {node.node_id!r} has no page image: every page needs one, on disk or inline. "
             "Read files with PDFPageReader, which draws the pages."
         )
     text = _text_of(node)
     metadata = {key: _plain(value, f"{node.node_id!r}, key {key!r}") for key, value in node.metadata.items()}
+    if packed := _packed_boxes(node):
+        metadata["word_boxes"] = packed
     number = metadata.get("page_number", 1)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise InvalidOptionError(f"Document {node.node_id!r} has page_number {number!r}; pages are counted from 1.")
@@ -125,22 +181,19 @@ def page_from_node(node: BaseNode) -> Page:
     )
 
 
-def node_from_page(page: Page) -> ImageNode:
+def node_from_page(page: Page) -> PageNode:
     """Turn a stored page back into the node it was; a new object each time, since LlamaIndex changes nodes in place."""
-    return ImageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": page.image_path})
-
-
-class ImagelessPageNode(ImageNode):
-    """A page whose image cannot be had: a model that sees images is given its text."""
-
-    def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[Any]:
-        """Return metadata and text as blocks."""
-        return TextNode.get_content_blocks(self, metadata_mode)
+    return PageNode.from_dict(_fields(page, page.image_path))
 
 
 def node_without_image(page: Page) -> ImagelessPageNode:
     """Turn a stored page back into a node; see `ImagelessPageNode`."""
-    return ImagelessPageNode.from_dict({**copy.deepcopy(dict(page.node)), "image_path": None})
+    return ImagelessPageNode.from_dict(_fields(page, None))
+
+
+def _fields(page: Page, image_path: str | None) -> dict[str, Any]:
+    fields = {**copy.deepcopy(dict(page.node)), "image_path": image_path}
+    return {**fields, "packed_word_boxes": fields.get("metadata", {}).pop("word_boxes", "")}
 
 
 def caption(node: BaseNode) -> str:
@@ -150,10 +203,24 @@ def caption(node: BaseNode) -> str:
     return f"{name}, page {label}" if label else str(name)
 
 
+def excerpt(text: str, max_characters: int) -> str:
+    """Return the beginning of a text, whole words, at most so many characters and a mark that it goes on."""
+    if len(text) <= max_characters:
+        return text
+    whole = re.match(r".+(?=\s)", text[: max_characters + 1], re.DOTALL)
+    return f"{whole[0].rstrip() if whole else text[:max_characters]} ..."
+
+
 def word_boxes(node: BaseNode) -> list[WordBox]:
     """Return the words of a page node and where they stand, as fractions of the page; empty if it has none."""
-    packed = node.metadata.get("word_boxes")
+    packed = _packed_boxes(node)
     return unpack_boxes(_text_of(node), packed) if packed else []
+
+
+def _packed_boxes(node: BaseNode) -> str:
+    """Return a page's packed boxes: a field of what was retrieved, metadata of what was read."""
+    packed = node.packed_word_boxes if isinstance(node, PageNode) else node.metadata.get("word_boxes")
+    return str(packed or "")
 
 
 def with_image_on_disk(page: Page, image_dir: Path) -> Page:

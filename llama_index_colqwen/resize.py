@@ -9,13 +9,15 @@ import base64
 import math
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
+from PIL import Image
 
 from llama_index_colqwen.errors import InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.images import encode_image, fit_size, to_rgb
 from llama_index_colqwen.nodes import page_from_node
+from llama_index_colqwen.pages import Page, PageImage
 
-__all__ = ["DEFAULT_LLM_PIXELS", "ResizeForLLM"]
+__all__ = ["DEFAULT_LLM_PIXELS", "ResizeForLLM", "image_for_llm"]
 
 DEFAULT_LLM_PIXELS = 1_000_000
 """Small print of a letter page stays readable: 98 dpi."""
@@ -56,19 +58,57 @@ class ResizeForLLM(BaseNodePostprocessor):
 
     def _resized(self, found: NodeWithScore) -> NodeWithScore:
         node = found.node
-        if not isinstance(node, ImageNode) or (node.image is None and node.image_path is None):
+        if not _has_image(node):
             return found
-        with page_from_node(node).open_image() as opened:
-            scale = math.sqrt(self.max_pixels / (opened.width * opened.height))
-            if scale >= 1:
-                return found
-            size = fit_size(opened.width * scale, opened.height * scale, self.max_pixels)
-            opened.draft("RGB", size)  # a JPEG is decoded at a fraction of its size
-            try:
-                data = encode_image(to_rgb(opened, size)).data
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
-                raise UnreadableDocumentError(
-                    f"The image of page {node.node_id!r} cannot be read ({error})."
-                ) from error
-        inline = {"image": base64.b64encode(data).decode(), "image_mimetype": "image/jpeg"}
+        scaled = _scaled(page_from_node(node), self.max_pixels)
+        if scaled is None:
+            return found
+        inline = {"image": base64.b64encode(scaled.data).decode(), "image_mimetype": scaled.mimetype}
         return NodeWithScore(node=node.model_copy(update=inline), score=found.score)
+
+
+def image_for_llm(node: BaseNode, max_pixels: int = DEFAULT_LLM_PIXELS) -> PageImage | None:
+    """Return a page's image as a chat model takes it: JPEG, PNG, WebP or GIF; None if the node has none.
+
+    Args:
+        node: Of a page, or any other.
+        max_pixels: Width times height of the image at most; larger ones are scaled down.
+
+    Raises:
+        DocumentNotFoundError: If its file is gone.
+        UnreadableDocumentError: If it is no image.
+    """
+    if not _has_image(node):
+        return None
+    page = page_from_node(node)
+    if (scaled := _scaled(page, max_pixels)) is not None:
+        return scaled
+    with page.open_image() as opened:
+        mimetype = Image.MIME.get(opened.format or "", "")
+        return PageImage(page.read_image(), mimetype) if mimetype in _TAKEN else _encoded(page, opened)
+
+
+# What all chat models that see images take.
+_TAKEN = ("image/jpeg", "image/png", "image/webp", "image/gif")
+
+
+def _has_image(node: BaseNode) -> bool:
+    return isinstance(node, ImageNode) and (node.image is not None or node.image_path is not None)
+
+
+def _scaled(page: Page, max_pixels: int) -> PageImage | None:
+    """Scale a page's image down; None if it is small enough."""
+    with page.open_image() as opened:
+        scale = math.sqrt(max_pixels / (opened.width * opened.height))
+        if scale >= 1:
+            return None
+        size = fit_size(opened.width * scale, opened.height * scale, max_pixels)
+        opened.draft("RGB", size)  # a JPEG is decoded at a fraction of its size
+        return _encoded(page, opened, size)
+
+
+def _encoded(page: Page, opened: Image.Image, size: tuple[int, int] | None = None) -> PageImage:
+    try:
+        return encode_image(to_rgb(opened, size))
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
+        raise UnreadableDocumentError(f"The image of page {page.page_id!r} cannot be read ({error}).") from error

@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, highest_score, recommended_candidate_vectors
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, normalized, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
-from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
+from llama_index_colqwen.errors import InvalidOptionError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
-from llama_index_colqwen.nodes import node_from_page, node_without_image
+from llama_index_colqwen.nodes import PageNode, PageWithScore, node_from_page, node_without_image
 from llama_index_colqwen.pages import Page
+from llama_index_colqwen.query import embed_query
 from llama_index_colqwen.reading.redraw import draw_again
 from llama_index_colqwen.store.filters import page_filter
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
 if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.schema import QueryType
     from llama_index.core.vector_stores import MetadataFilters
 
-__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score"]
+__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Score", "node_to_show"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ _CANDIDATES_A_RESULT = 4
 
 class ColQwenRetriever(BaseRetriever):
     """Find the pages that answer a question: `retrieve(...) -> list[NodeWithScore]` of `ImageNode`, best first.
+
+    A query is words; or, for a visual embedder, `QueryBundle("", image_path=...)`: the pages that look like an image.
+    With both, both count, each by its number of tokens.
 
     The options from `similarity_top_k` to `exact` can be read and set at any time; the next question uses them.
 
@@ -140,15 +143,23 @@ class ColQwenRetriever(BaseRetriever):
 
     # ---- retrieving
 
+    if TYPE_CHECKING:  # what is retrieved is known better than by the base class
+
+        def retrieve(self, str_or_query_bundle: QueryType) -> list[PageWithScore]:  # type: ignore[override]
+            """Return the pages that answer, best first."""
+
+        async def aretrieve(self, str_or_query_bundle: QueryType) -> list[PageWithScore]:  # type: ignore[override]
+            """Return the pages that answer, best first."""
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = self._embed(query_bundle)
+        query = embed_query(self._embedder, query_bundle, self.callback_manager)
         candidate_k = max(self._candidate_k, _CANDIDATES_A_RESULT * self._similarity_top_k)
         candidates = self._store.candidates(query, candidate_k, self._filters, self._exact)
         ranked = rank(query, candidates, self._similarity_top_k)
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
         # A page that was deleted between ranking and reading is left out.
         return [
-            NodeWithScore(node=_node(pages[page.page_id]), score=self._scaled(page.score, query))
+            PageWithScore(node=node_to_show(pages[page.page_id]), score=self._scaled(page.score, query))
             for page in ranked
             if page.page_id in pages
         ]
@@ -158,26 +169,10 @@ class ColQwenRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _scaled(self, score: float, query: MultiVector) -> float:
-        if self._score == "maxsim":
-            return score
-        # A page without words is further from a query of light words than any of its words can be near.
-        return max(-1.0, score / highest_score(self._embedder, query))
-
-    def _embed(self, query_bundle: QueryBundle) -> MultiVector:
-        """Embed all the bundle's strings as one query: MaxSim sums over the tokens of each."""
-        texts = _texts(query_bundle)
-        if not texts:
-            raise QueryError("The query is empty: ask for something in words.")
-        query: MultiVector = np.concatenate(self._embedder.embed_queries(texts)).astype(np.float32, copy=False)
-        return query
+        return normalized(self._embedder, query, score) if self._score == "normalized" else score
 
 
-def _texts(query_bundle: QueryBundle) -> Sequence[str]:
-    # embedding_strs and not query_str: query transforms (HyDE, say) put their texts there.
-    return [stripped for text in query_bundle.embedding_strs if (stripped := text.strip())]
-
-
-def _node(page: Page) -> ImageNode:
+def node_to_show(page: Page) -> PageNode:
     """Return a page's node with its image, which is drawn again where it is gone, or else without."""
     if page.image_path is None or Path(page.image_path).exists() or draw_again(page):
         return node_from_page(page)

@@ -33,6 +33,8 @@ class FakeEmbedder:
     (2, 4)
     """
 
+    sees_images = False
+
     def __init__(self, vectors: Mapping[str, MultiVector] | None = None, dim: int = 32, name: str = "fake") -> None:
         """See the class."""
         self.vectors = vectors

@@ -22,8 +22,8 @@ from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.reading import ocr
 from tests.checkpoints import keep_in_cache
 from tests.fakes import unit_rows
+from tests.recording_llm import SeeingLLM
 from tests.test_index import make_document
-from tests.test_retriever import SeeingLLM
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +57,7 @@ def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")  # by LlamaIndex's agents
 def test_python_of_the_readme_runs_as_it_stands(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -64,6 +65,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     checkpoint: Callable[..., Path],
 ) -> None:
     pytest.importorskip("fastapi", reason="the [server] extra is not installed")
+    pytest.importorskip("langchain_core", reason="the [langchain] extra is not installed")
     from tests.services import serve
 
     # In the hub's place, a cache that has a tiny model under the big one's name.
@@ -73,10 +75,10 @@ def test_python_of_the_readme_runs_as_it_stands(
     shutil.copy(ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text("utf-8")
-    names: dict[str, Any] = {"vision_llm": SeeingLLM(max_tokens=None, is_chat_model=True)}
+    names: dict[str, Any] = {"vision_llm": SeeingLLM()}
     with serve(ColQwenEmbedder(device="cpu")) as url:
         blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
-        assert len(blocks) == 9
+        assert len(blocks) == 12
         for block in blocks:
             before = names.get("index")
             exec(compile(block, "README.md", "exec"), names)

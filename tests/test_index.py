@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, Document, ImageDocument, ImageNode, MetadataMode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
+from tqdm.auto import tqdm
 
 from llama_index_colqwen import (
     ColQwenIndex,
@@ -26,11 +28,15 @@ from llama_index_colqwen import (
     InvalidOptionError,
     MilvusPageStore,
     MultiVector,
+    NoPageImageError,
     Page,
+    PDFPageReader,
+    SkippedDocumentWarning,
 )
 from llama_index_colqwen.pages import locate_image
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.conftest import at_most
+from tests.documents import write_text_pdf
 from tests.fakes import unit_rows
 
 
@@ -215,8 +221,16 @@ def test_image_nodes_of_the_users_own_are_pages(index: ColQwenIndex, tmp_path: P
 
 
 def test_document_without_an_image_is_refused_with_the_way_to_get_one(index: ColQwenIndex) -> None:
-    with pytest.raises(InvalidOptionError, match="has no page image.*PDFPageReader"):
-        index.insert(Document(text="only words"))
+    with pytest.raises(NoPageImageError, match="have no page image.*words.txt.*PDFPageReader"):
+        index.insert(Document(text="only words", metadata={"file_name": "words.txt"}))
+
+
+def test_texts_among_pages_are_left_out_and_named(index: ColQwenIndex, tmp_path: Path) -> None:
+    documents: list[BaseNode] = [make_document(tmp_path, number) for number in range(1, 13)]
+    documents[3:3] = [Document(text="only words", metadata={"file_name": "words.txt"}), Document(id_="n2", text="more")]
+    with pytest.warns(SkippedDocumentWarning, match="2 of 14 documents were left out.*words.txt; n2. Read"):
+        assert index.refresh_ref_docs(documents) == [True] * 3 + [False] * 2 + [True] * 9
+    assert (counts(index.report), index.report.skipped) == ((12, 0, 0, 0), ["words.txt", "n2"])
 
 
 @pytest.mark.parametrize("number", [0, -1, "4", None, True])
@@ -294,6 +308,20 @@ def test_progress_is_shown_of_what_takes_longer_than_a_second(
         index.embedder = CountingEmbedder()
         getattr(index, method)([make_document(tmp_path, 3)])
         assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("method", ["insert_nodes", "refresh_ref_docs"])
+def test_progress_knows_how_many_pages_a_reader_will_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("llama_index_colqwen.indexing.tqdm", lambda **options: tqdm(**{**options, "delay": 0}))
+    write_text_pdf(tmp_path / "a.pdf", "one", "two")
+    write_text_pdf(tmp_path / "b.pdf", "three")
+    reader = PDFPageReader(image_dir=tmp_path / "images", ocr="never")
+    with ColQwenIndex(MilvusPageStore(tmp_path / "x.db"), CountingEmbedder()) as index:
+        getattr(index, method)(reader.lazy_load_data(tmp_path))
+    assert "Indexing pages: 100%" in (shown := capfd.readouterr().err)
+    assert "3/3" in shown
 
 
 SLOW_INDEXING = """
@@ -526,3 +554,33 @@ def test_check_embeds_lost_pages_again(index: ColQwenIndex, tmp_path: Path) -> N
     assert (checked.pages, checked.embedded, checked.lost) == (3, 1, [pages[1].id_])
     found = {hit.node.node_id for hit in index.as_retriever(similarity_top_k=9).retrieve("text 1")}
     assert found == {pages[0].id_, pages[2].id_}
+
+
+def test_pickled_they_connect_again_in_another_process(tmp_path: Path) -> None:
+    documents = [make_document(tmp_path, number) for number in (1, 2, 3)]
+    only = MetadataFilters(filters=[MetadataFilter(key="page_number", value=1, operator="!=")])  # type: ignore[arg-type]
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
+        retriever = made.as_retriever(similarity_top_k=1, score="normalized", filters=only)
+        expected = retriever.retrieve("text 1 2")
+        (tmp_path / "pickled").write_bytes(pickle.dumps((made, retriever)))
+    script = """
+import pickle, sys
+index, retriever = pickle.load(open(sys.argv[1], "rb"))
+[hit] = retriever.retrieve("text 1 2")
+print(hit, len(index.nodes()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "pickled")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{expected[0]} 3\n"
+
+
+def test_no_secret_is_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for store in (
+        MilvusPageStore("http://127.0.0.1:1", token="root:a-secret"),
+        MilvusPageStore("http://root:a-secret@127.0.0.1:1"),
+    ):
+        assert b"a-secret" not in pickle.dumps(store)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:another-secret")
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.uri, again._connection._token) == ("http://127.0.0.1:1", "root:another-secret")

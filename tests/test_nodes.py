@@ -26,6 +26,7 @@ from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.nodes import (
     HIDDEN_METADATA,
     caption,
+    excerpt,
     make_page_id,
     node_from_page,
     page_from_node,
@@ -66,14 +67,16 @@ def test_page_takes_its_identity_from_the_readers_document(document: Document) -
 
 def test_stored_page_becomes_the_node_it_was(document: Document) -> None:
     node = node_from_page(page_from_node(document))
-    assert type(node) is ImageNode
-    assert (node.node_id, node.text, node.metadata) == (document.node_id, "Grand total 42", document.metadata)
+    metadata = {key: value for key, value in document.metadata.items() if key != "word_boxes"}
+    assert (node.node_id, node.text, node.metadata) == (document.node_id, "Grand total 42", metadata)
     assert isinstance(document, ImageDocument)
     assert node.image_path == document.image_path and node.image_mimetype == "image/jpeg"
     assert [word.text for word in word_boxes(node)] == ["Grand", "total", "42"]
     assert word_boxes(node) == word_boxes(document)
     assert node.get_content(MetadataMode.LLM) == document.get_content(MetadataMode.LLM)
     assert node.get_content(MetadataMode.EMBED) == document.get_content(MetadataMode.EMBED)
+    assert page_from_node(node).revision == page_from_node(document).revision
+    assert node.class_name() == "ImageNode"  # what LlamaIndex's stores know to read
 
 
 def test_page_survives_json(document: Document) -> None:
@@ -230,3 +233,16 @@ def test_a_caption_names_file_and_page(document: Document) -> None:
 
 def test_node_without_boxes_has_none() -> None:
     assert word_boxes(inline_node()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two words", "two words"),
+        ("two words more", "two words ..."),
+        ("two wordsand", "two ..."),
+        ("x" * 12, "xxxxxxxxx ..."),
+    ],
+)
+def test_an_excerpt_is_whole_words_where_there_are_any(text: str, shown: str) -> None:
+    assert excerpt(text, 9) == shown

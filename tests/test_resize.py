@@ -9,6 +9,7 @@ from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from PIL import Image
 
 from llama_index_colqwen import DocumentNotFoundError, InvalidOptionError, ResizeForLLM, UnreadableDocumentError
+from llama_index_colqwen.resize import image_for_llm
 
 
 def resize(node: TextNode, max_pixels: int = 10_000) -> TextNode:
@@ -82,3 +83,18 @@ def test_no_number_of_pixels_is_refused(max_pixels: int) -> None:
 def test_it_is_made_again_from_what_llama_index_serialises() -> None:
     made = ResizeForLLM.from_dict(ResizeForLLM(123).to_dict())
     assert made.max_pixels == 123
+
+
+@pytest.mark.parametrize(("suffix", "mimetype"), [("jpg", "image/jpeg"), ("png", "image/png"), ("tiff", "image/jpeg")])
+def test_image_for_a_model_is_of_a_type_that_all_take_and_no_larger_than_asked(
+    tmp_path: Path, suffix: str, mimetype: str
+) -> None:
+    node = picture(tmp_path / f"page.{suffix}", (400, 100))
+    for max_pixels, kind, size in ((100_000, mimetype, (400, 100)), (10_000, "image/jpeg", (200, 50))):
+        image = image_for_llm(node, max_pixels)
+        assert image is not None
+        assert image.mimetype == kind
+        with Image.open(io.BytesIO(image.data)) as opened:
+            assert (opened.size, Image.MIME[opened.format or ""]) == (size, kind)
+    assert image_for_llm(TextNode(text="words")) is None
+    assert image_for_llm(ImageNode(text="words")) is None

@@ -3,13 +3,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, LLMMetadata, TextBlock
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in its __all__
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
@@ -28,13 +32,16 @@ from llama_index_colqwen import (
     FingerprintMismatchError,
     InvalidOptionError,
     MultiVector,
+    Page,
     PDFPageReader,
     QueryError,
+    word_boxes,
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.documents import write_text_pdf
 from tests.fakes import unit_rows
+from tests.recording_llm import SeeingLLM
 from tests.test_index import make_document
 
 TABLE: dict[str, MultiVector] = {
@@ -75,16 +82,31 @@ def test_pages_come_best_first_with_their_maxsim_and_ties_in_page_order(index: C
 
 def test_hits_are_image_nodes_whose_images_open(index: ColQwenIndex) -> None:
     for hit in index.as_retriever().retrieve("east"):
-        assert type(hit.node) is ImageNode
+        assert isinstance(hit.node, ImageNode)
         assert size_of(hit.node.resolve_image()) == (20, 30)
         assert hit.node.get_content(MetadataMode.LLM).startswith("file_name: d.pdf\npage_label: ")
+
+
+def test_a_hit_is_short_where_it_is_printed_and_its_words_boxes_stay_out_of_metadata(tmp_path: Path) -> None:
+    pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge of the harbour " * 20, "valve of the pump")
+    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
+        hits = made.as_retriever(similarity_top_k=2).retrieve("gauge of the harbour")
+        assert made.refresh_ref_docs([hit.node for hit in hits], show_progress=False) == [False, False]
+    for printed in (str(hits[0]), repr(hits[0]), str(hits[0].node), str(hits)):
+        assert "two.pdf, page 1: 'tide gauge" in printed
+        assert len(printed) < 300
+        assert hits[0].node_id not in printed and "/" not in printed
+    assert str(hits[0]).startswith(f"<{hits[0].score:.3f} two.pdf")
+    assert len(str(hits[0].metadata)) < 600
+    assert [word.text for word in word_boxes(hits[1].node)] == ["valve", "of", "the", "pump"]
 
 
 def test_image_that_is_gone_is_named_in_the_log(index: ColQwenIndex, caplog: pytest.LogCaptureFixture) -> None:
     [hit] = index.as_retriever(similarity_top_k=1).retrieve("east")
     assert caplog.messages == []
-    path = hit.node.image_path  # type: ignore[attr-defined]
-    Path(path).unlink()
+    path = hit.node.image_path
+    Path(str(path)).unlink()
     assert numbers(index.as_retriever(similarity_top_k=1).retrieve("east")) == [1]
     assert caplog.messages == [f"The image of d.pdf is gone: {path}. Index its file again."]
 
@@ -94,7 +116,7 @@ def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog:
     documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         [hit] = made.as_retriever(similarity_top_k=1).retrieve("valve")
-        path = Path(str(hit.node.image_path))  # type: ignore[attr-defined]
+        path = Path(str(hit.node.image_path))
         drawn = path.read_bytes()
         path.unlink()
         [again] = made.as_retriever(similarity_top_k=1).retrieve("valve")
@@ -108,14 +130,14 @@ def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog:
 
 
 def test_page_whose_image_is_gone_goes_to_the_model_as_text(index: ColQwenIndex) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     for engine in (
         index.as_query_engine(llm=llm, similarity_top_k=2),
         index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150),
         RetrieverQueryEngine.from_args(index.as_retriever(similarity_top_k=2), llm=llm, multimodal=True),
     ):
         for found in index.as_retriever(similarity_top_k=1).retrieve("east"):
-            Path(str(found.node.image_path)).unlink(missing_ok=True)  # type: ignore[attr-defined]
+            Path(str(found.node.image_path)).unlink(missing_ok=True)
         assert str(engine.query("east")) == "1 images"
         assert "text 1" in llm.words()
         assert "page_label: 1" in llm.words()
@@ -123,10 +145,10 @@ def test_page_whose_image_is_gone_goes_to_the_model_as_text(index: ColQwenIndex)
 
 def test_pages_whose_images_are_all_gone_are_named(index: ColQwenIndex) -> None:
     for found in index.as_retriever(similarity_top_k=4).retrieve("east"):
-        Path(str(found.node.image_path)).unlink()  # type: ignore[attr-defined]
-    engine = index.as_query_engine(llm=SeeingLLM(max_tokens=None, is_chat_model=True), similarity_top_k=2)
+        Path(str(found.node.image_path)).unlink()
+    engine = index.as_query_engine(llm=SeeingLLM(), similarity_top_k=2)
     with pytest.raises(
-        DocumentNotFoundError, match=r"all pages.*gone \(d\.pdf page 1, d\.pdf page 2\).*multimodal=False"
+        DocumentNotFoundError, match=r"all pages.*gone \(d\.pdf, page 1; d\.pdf, page 2\).*multimodal=False"
     ):
         engine.query("east")
     text = index.as_query_engine(llm=MockLLM(), multimodal=False, similarity_top_k=1)
@@ -157,7 +179,7 @@ def test_normalized_score_of_words_is_the_share_of_their_weight_that_a_page_has(
             ("Which feast ends Ramadan?", []),
             ("zoblik wernat", []),
         ):
-            assert numbers(cutoff.postprocess_nodes(retriever.retrieve(query))) == expected
+            assert numbers(cutoff.postprocess_nodes([*retriever.retrieve(query)])) == expected
 
 
 def test_ranking_equals_exact_maxsim_over_all_pages(tmp_path: Path) -> None:
@@ -297,9 +319,88 @@ def test_blank_query_is_an_error(index: ColQwenIndex, query: str) -> None:
         index.as_retriever().retrieve(query)
 
 
-def test_image_query_without_words_is_an_error(index: ColQwenIndex) -> None:
-    with pytest.raises(QueryError, match="empty"):
-        index.as_retriever().retrieve(QueryBundle("", image_path="page.png"))
+def test_words_only_embedders_refuse_an_image(index: ColQwenIndex) -> None:
+    for words in ("", "east"):
+        with pytest.raises(QueryError, match=r"page\.png, and fake finds pages by their words only.*visual embedder"):
+            index.as_retriever().retrieve(QueryBundle(words, image_path="page.png"))
+
+
+class ColourEmbedder(FakeEmbedder):
+    """Sees the mean colour of a page, and knows the names of three."""
+
+    sees_images = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            {name: np.eye(3, dtype=np.float32)[[place]] for place, name in enumerate(("red", "green", "blue"))}, 3
+        )
+
+    def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
+        means = [np.asarray(page.open_image().convert("RGB"), np.float32).mean((0, 1))[None] for page in pages]
+        return [mean / np.linalg.norm(mean) for mean in means]
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Iterator[ColQwenIndex]:
+    documents = [make_document(tmp_path, number) for number in (1, 2, 3)]
+    for document, colour in zip(documents, ("red", "lime", "blue"), strict=True):
+        Image.new("RGB", (20, 30), colour).save(str(document.image_path))
+    with ColQwenIndex.from_documents(documents, ColourEmbedder(), uri=tmp_path / "c.db", show_progress=False) as made:
+        yield made
+
+
+async def test_an_image_finds_the_pages_that_look_like_it(coloured: ColQwenIndex, tmp_path: Path) -> None:
+    Image.new("RGB", (7, 5), (10, 240, 40)).save(tmp_path / "greenish.png")
+    retriever = coloured.as_retriever(score="normalized")
+    greenish = QueryBundle("", image_path=str(tmp_path / "greenish.png"))
+    for hits in (retriever.retrieve(greenish), await retriever.aretrieve(greenish)):
+        assert numbers(hits) == [2, 3, 1]
+        assert hits[0].score == pytest.approx(0.985, abs=0.01)
+    both = retriever.retrieve(QueryBundle("red", image_path=str(tmp_path / "greenish.png")))
+    assert numbers(both)[:2] == [1, 2]
+    assert both[1].score == pytest.approx(0.985 / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_a_query_s_image_that_cannot_be_read_is_named(
+    coloured: ColQwenIndex, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "q.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(QueryError, match=r"query's image, \S*q\.png, cannot be read"):
+        coloured.as_retriever().retrieve(QueryBundle("", image_path=str(path)))
+
+
+class Heard(BaseEventHandler):
+    """Keeps the embedding events that it hears."""
+
+    _events: list[BaseEvent] = PrivateAttr(default_factory=list)
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:  # noqa: ANN401
+        if isinstance(event, (EmbeddingStartEvent, EmbeddingEndEvent)):
+            self._events.append(event)
+
+
+def test_embedding_is_heard_of_as_of_llamaindex_s_embeddings(tmp_path: Path) -> None:
+    heard, counter = Heard(), LlamaDebugHandler(print_trace_on_end=False)
+    dispatcher = get_dispatcher()
+    dispatcher.add_event_handler(heard)
+    try:
+        documents = [make_document(tmp_path, number) for number in (1, 2)]
+        with ColQwenIndex.from_documents(documents, uri=tmp_path / "e.db", show_progress=False) as made:
+            made.as_retriever(callback_manager=CallbackManager([counter])).retrieve("text 1")
+    finally:
+        dispatcher.event_handlers.remove(heard)
+    indexed, indexed_end, asked, asked_end = heard._events
+    assert isinstance(indexed, EmbeddingStartEvent) and isinstance(indexed_end, EmbeddingEndEvent)
+    assert indexed_end.chunks == ["d.pdf, page 1", "d.pdf, page 2"]
+    assert isinstance(asked, EmbeddingStartEvent) and isinstance(asked_end, EmbeddingEndEvent)
+    assert asked.model_dict == {"class_name": "LexicalEmbedder", "model_name": "lexical", "dim": 256}
+    assert asked_end.chunks == ["text 1"]
+    assert {len(row) for row in asked_end.embeddings} == {256}
+    [(start, end)] = counter.get_event_pairs(CBEventType.EMBEDDING)
+    assert end.payload is not None and end.payload["chunks"] == ["text 1"]
 
 
 def test_surrounding_space_is_stripped(index: ColQwenIndex) -> None:
@@ -370,32 +471,8 @@ def test_a_query_engine_takes_all_that_llama_index_s_does() -> None:
     assert theirs <= set(inspect.signature(ColQwenIndex.as_query_engine).parameters)
 
 
-class SeeingLLM(MockLLM):
-    """Answers with how many images it was shown, and keeps what it was sent."""
-
-    _sent: list[list[ChatMessage]] = PrivateAttr(default_factory=list)
-
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
-        self._sent.append(list(messages))
-        return ChatResponse(message=ChatMessage(role="assistant", content=f"{len(self.images())} images"))
-
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:  # noqa: ANN401
-        return self.chat(messages, **kwargs)
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(context_window=100_000, is_chat_model=True)
-
-    def images(self) -> list[ImageBlock]:
-        return [block for message in self._sent[-1] for block in message.blocks if isinstance(block, ImageBlock)]
-
-    def words(self) -> str:
-        blocks = [block for message in self._sent[-1] for block in message.blocks]
-        return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))
-
-
 async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_sources(index: ColQwenIndex) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     engine = index.as_query_engine(llm=llm, multimodal=True, similarity_top_k=2)
     for response in (engine.query("east"), await engine.aquery("east")):
         assert str(response) == "2 images"
@@ -409,7 +486,7 @@ async def test_query_engine_shows_the_model_the_pages_and_returns_them_as_source
 def test_query_engine_scales_pages_down_for_the_model_and_keeps_the_whole_image_in_its_sources(
     index: ColQwenIndex,
 ) -> None:
-    llm = SeeingLLM(max_tokens=None, is_chat_model=True)
+    llm = SeeingLLM()
     response = index.as_query_engine(llm=llm, similarity_top_k=2, llm_max_pixels=150).query("east")
     assert [size_of(block.resolve_image()) for block in llm.images()] == [(10, 15), (10, 15)]
     assert [size_of(found.node.image_path) for found in response.source_nodes] == [(20, 30), (20, 30)]  # type: ignore[attr-defined]
@@ -423,9 +500,7 @@ def test_text_mode_gives_the_model_the_pages_text(index: ColQwenIndex) -> None:
 
 def test_retriever_drops_into_other_engines_and_tools(index: ColQwenIndex) -> None:
     retriever = index.as_retriever(similarity_top_k=1)
-    engine = RetrieverQueryEngine.from_args(
-        retriever, llm=SeeingLLM(max_tokens=None, is_chat_model=True), multimodal=True
-    )
+    engine = RetrieverQueryEngine.from_args(retriever, llm=SeeingLLM(), multimodal=True)
     assert str(engine.query("east")) == "1 images"
     cited = CitationQueryEngine.from_args(index, retriever=retriever, llm=MockLLM()).query("east")  # type: ignore[arg-type]
     assert "text 1" in cited.source_nodes[0].node.get_content()

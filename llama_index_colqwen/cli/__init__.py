@@ -13,9 +13,12 @@ from typing import Annotated
 import typer
 
 from llama_index_colqwen import __version__
+from llama_index_colqwen.cli.ask import ask
+from llama_index_colqwen.cli.delete import delete
 from llama_index_colqwen.cli.doctor import doctor
 from llama_index_colqwen.cli.index import index
 from llama_index_colqwen.cli.info import info
+from llama_index_colqwen.cli.mcp import mcp
 from llama_index_colqwen.cli.search import search
 from llama_index_colqwen.cli.serve import serve
 
@@ -25,11 +28,11 @@ app = typer.Typer(
     name="colqwen",
     help="Ask questions of PDF pages as pictures.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes as long to import as everything else together
 )
-for _command in (index, search, info, serve, doctor):
+for _command in (index, search, ask, info, delete, serve, mcp, doctor):
     app.command()(_command)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, TextIO
@@ -15,7 +16,7 @@ from llama_index_colqwen.errors import ColQwenError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["plain_errors", "stderr", "stdout"]
+__all__ = ["plain_errors", "print_json", "print_rows", "stderr", "stdout"]
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +36,30 @@ def _console(*, to_stderr: bool) -> Console:
 
     # Sentences are not broken into lines and not coloured: they are copied, and read by programs.
     return Console(stderr=to_stderr, soft_wrap=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on a terminal; else, for other programs, a line a row with tabs between, without the heading."""
+    if not stdout().is_terminal:
+        for row in rows:
+            typer.echo(
+                "\t".join(" ".join(("" if cell is None else str(cell)).splitlines()).replace("\t", " ") for cell in row)
+            )
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # what is cut could not be copied
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    stdout().print(table)
 
 
 @contextmanager

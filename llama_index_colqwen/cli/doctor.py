@@ -10,15 +10,15 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from llama_index_colqwen.cli.console import stdout
-from llama_index_colqwen.cli.options import Token
+from llama_index_colqwen.cli.console import print_json, stdout
+from llama_index_colqwen.cli.options import AsJson, Token
 
 __all__ = ["Finding", "doctor", "examine"]
 
@@ -26,18 +26,23 @@ __all__ = ["Finding", "doctor", "examine"]
 def doctor(
     uri: Annotated[Optional[str], typer.Option(help="A Milvus server to try as well.")] = None,  # noqa: UP045
     token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
     """Try what works on this machine, and print the line that fixes the rest."""
     from rich.markup import escape
 
-    healthy = True
+    findings = []
     for finding in examine(uri, token):
-        healthy &= finding.works or not finding.required
+        findings.append(finding)
+        if as_json:
+            continue
         mark = "[green]works[/]" if finding.works else "[red]broken[/]" if finding.required else "[yellow]absent[/]"
         stdout().print(f"{mark}  {escape(finding.what)}: {escape(finding.detail)}")
         if finding.fix:
             stdout().print(f"        fix it with: {escape(finding.fix)}")
-    if not healthy:
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    if any(finding.required and not finding.works for finding in findings):
         raise typer.Exit(1)
 
 
@@ -73,6 +78,7 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _try("Milvus Lite", _store_page, "pip install --force-reinstall milvus-lite pymilvus", required=True)
     if uri is not None:
         yield _try(f"Milvus at {uri}", lambda: _reach(uri, token), "start the server, or check uri and token")
+    yield _extra("ask", "llama-index-llms-openai-like")
     yield _extra("ocr", "rapidocr", "onnxruntime")
     yield _extra("poppler", "pdf2image")
     yield _poppler_programs()
@@ -80,6 +86,8 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _extra("heic", "pillow-heif")
     yield _extra("colqwen", "torch", "torchvision", "transformers", "colpali-engine")
     yield _extra("sentence-transformers", "sentence-transformers")
+    yield _extra("langchain", "langchain-core")
+    yield _extra("mcp", "mcp")
     yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client", "uvicorn")
     if find_spec("torch") is not None:
         yield _try("Devices", _devices, "reinstall torch and torchvision together: pip install -U torch torchvision")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from llama_index_colqwen.cli.console import plain_errors, stderr, stdout
-from llama_index_colqwen.cli.options import CollectionName, Token, Uri
+from llama_index_colqwen.cli.console import plain_errors, print_json, stderr, stdout
+from llama_index_colqwen.cli.options import AsJson, CollectionName, Token, Uri
 
 __all__ = ["index"]
 
@@ -53,6 +54,7 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the pages of files that are no longer on this machine's disk.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read files, embed their pages, and store them; what is stored and unchanged is skipped."""
     with plain_errors():
@@ -90,8 +92,11 @@ def index(
                 except DocumentError:
                     stderr().print(f"{store.count()} pages are stored.")
                     raise
-            report = made.report
+            report, pages = made.report, store.count()
+            if as_json:
+                print_json({"uri": store.uri, "collection_name": collection_name, "pages": pages, **asdict(report)})
+                return
             stdout().print(
-                f"{store.count()} pages in {escape(store.uri)}: {report.added} added, {report.updated} updated, "
+                f"{pages} pages in {escape(store.uri)}: {report.added} added, {report.updated} updated, "
                 f"{report.unchanged} unchanged, {report.removed} removed, in {report.seconds:.1f} s."
             )

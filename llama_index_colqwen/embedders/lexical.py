@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -87,6 +88,7 @@ _THOUSANDS = regex.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _ACCENTED = regex.compile(r"([\p{Latin}\p{Greek}\p{Cyrillic}])\p{M}+")
 # Chinese and Japanese end lines anywhere, one character a line where they run downwards; titles are spaced out.
 _CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+_CJK_PAIR = regex.compile(rf"{_CJK}{{2}}")
 _WRAPPED_RUN = regex.compile(rf"(?<={_CJK})\n(?={_CJK})")
 _TORN_RUN = regex.compile(rf"(?<!\S){_CJK}(?:[^\S\n]+{_CJK}){{2,}}(?!\S)")
 
@@ -126,6 +128,8 @@ class LexicalEmbedder:
 
     candidate_vectors: Literal["all"] = "all"
     """Words cannot be pooled: the mean of two words' vectors is like neither."""
+
+    sees_images = False
 
     weights = WordWeights()
     """Others are for measuring only: the fingerprint does not tell them from these."""
@@ -176,33 +180,66 @@ class LexicalEmbedder:
         """Return what a page would score that had every word of a query countless times: the sum of their weights."""
         return float(np.linalg.norm(query[:, :_HASHED], axis=1).sum())
 
-    def _embed_page(self, page: Page, stem: Callable[[str], str]) -> MultiVector:
-        def stems(text: str) -> list[str]:
-            return [stem(word) for word in _words(text) if self._idf(word) > _MIN_IDF]
+    def query_tokens(self, query: str) -> list[str]:
+        """Return the word that each row of a query's multi-vector stands for; of inflections, the first."""
+        stem = self._stemmer()
+        first: dict[str, str] = {}
+        for word in self._query_words(query):
+            first.setdefault(stem(word), word)
+        return list(first.values())
 
-        body = stems(page.text)
+    def page_words(self, page: Page) -> list[list[int]]:
+        """Return the words that each row of a page's multi-vector stands for, as indexes into `page.text.split()`."""
+        stem = self._stemmer()
+        found: dict[str, list[int]] = {}
+        written = page.text.split()
+        for number, word in enumerate(written):
+            for found_stem in dict.fromkeys(self._stems(word, stem)):
+                found.setdefault(found_stem, []).append(number)
+        # Spaces and line ends that `_words` takes out: their pair of characters is in two of the text's words.
+        for number, (word, following) in enumerate(pairwise(written)):
+            if _CJK_PAIR.fullmatch(pair := word[-1] + following[0]):
+                found.setdefault(pair, []).extend([number, number + 1])
+        # Words of the file's name and of the section's title need not be among the page's own.
+        return [sorted(set(found.get(word, ()))) for word in self._counts(page, stem)[0]] or [[]]
+
+    def _counts(self, page: Page, stem: Callable[[str], str]) -> tuple[dict[str, float], int]:
+        """Return the stems that a page's vectors stand for, in order, how often each counts, and the text's length."""
+        body = list(self._stems(page.text, stem))
+        counts: dict[str, float] = dict(Counter(body))
         if not body:
-            blank = np.zeros((1, _DIM), dtype=np.float32)
-            # Against every query's slack: below any page with words, even one where nothing matches.
-            blank[0, _QUERY_SLACK] = -1.0
-            return blank
+            return counts, 0
         named: Counter[str] = Counter()
         for name in _file_names(page):
-            named |= Counter(stems(name))
-        counts: dict[str, float] = dict(Counter(body))
+            named |= Counter(self._stems(name, stem))
         for words, weight in (
             (body[: self.weights.number_of_first], self.weights.first_words),
-            (stems("\n".join(_CAPTION.findall(page.text))), self.weights.captions),
-            (stems(_section(page)), self.weights.section),
+            (self._stems("\n".join(_CAPTION.findall(page.text)), stem), self.weights.captions),
+            (self._stems(_section(page), stem), self.weights.section),
             (named.elements(), self.weights.file_name),
         ):
             for word in words if weight else ():
                 counts[word] = counts.get(word, 0.0) + weight
+        return counts, len(body)
+
+    def _stems(self, text: str, stem: Callable[[str], str]) -> Iterable[str]:
+        return (stem(word) for word in _words(text) if self._idf(word) > _MIN_IDF)
+
+    def _query_words(self, query: str) -> list[str]:
+        words = list(_words(query))[:_MAX_QUERY_WORDS]
+        return [word for word in words if self._idf(word) > _MIN_IDF] or words
+
+    def _embed_page(self, page: Page, stem: Callable[[str], str]) -> MultiVector:
+        counts, length = self._counts(page, stem)
+        if not counts:
+            blank = np.zeros((1, _DIM), dtype=np.float32)
+            # Against every query's slack: below any page with words, even one where nothing matches.
+            blank[0, _QUERY_SLACK] = -1.0
+            return blank
         frequency = np.array(list(counts.values()), dtype=np.float64)
         # The length is the text's alone: a long file name makes no page longer.
-        return _with_slack(
-            counts, frequency / (frequency + self.weights.saturation * len(body) / _USUAL_WORDS), _PAGE_SLACK
-        )
+        weights = frequency / (frequency + self.weights.saturation * length / _USUAL_WORDS)
+        return _with_slack(counts, weights, _PAGE_SLACK)
 
     def _embed_query(self, query: str, stem: Callable[[str], str]) -> MultiVector:
         words = list(_words(query))
@@ -212,10 +249,9 @@ class LexicalEmbedder:
             warnings.warn(
                 f"The query has {len(words)} words; the first {_MAX_QUERY_WORDS} are used.", UserWarning, stacklevel=4
             )
-            del words[_MAX_QUERY_WORDS:]
         # Inflections of one word in a query count once, with the weight of the rarest.
         idf: dict[str, float] = {}
-        for word in [word for word in words if self._idf(word) > _MIN_IDF] or words:
+        for word in self._query_words(query):
             idf[stem(word)] = max(self._idf(word), idf.get(stem(word), 0.0))
         weights = np.array(list(idf.values())) * (_MAX_QUERY_WEIGHT / _idf_of(_UNKNOWN_FREQUENCY))
         return _with_slack(idf, weights, _QUERY_SLACK)

@@ -19,8 +19,12 @@ from llama_index_colqwen.pages import Page
 __all__ = [
     "MultiVectorEmbedder",
     "highest_score",
+    "normalized",
+    "page_words",
+    "query_tokens",
     "recommended_candidate_vectors",
     "seen_by",
+    "sees_images",
     "stream_pages",
 ]
 
@@ -34,11 +38,18 @@ _CONTENT_DIGITS, _CONTEXT_DIGITS = 47, 16
 class MultiVectorEmbedder(Protocol):
     """Pages and queries -> multi-vectors that MaxSim compares.
 
-    Any object with these members is an embedder; nothing needs to be inherited. One may also have `candidate_vectors`,
-    how many vectors of a page a Milvus server should search: a number, to which they are pooled, or "all". And one that
-    reads more of a page than image and text has a method `page_context(page)`, which returns that as a text, such as
-    the file's name: a page is embedded again when it changes. One whose query vectors do not all count the same has a
-    method `highest_score(query)`, which returns what no page's MaxSim exceeds.
+    Any object with these members is an embedder; nothing needs to be inherited. One may also have
+
+    - `candidate_vectors`, how many vectors of a page a Milvus server should search: a number, to which they are pooled,
+      or "all";
+    - `sees_images`, which is False for one that embeds the text of pages only;
+    - `query_tokens(query) -> list[str]`, what each row of the query's multi-vector stands for, such as a word or a part
+      of one, or "" for what is no word of it, such as what the model adds;
+    - `page_words(page) -> list[list[int]]`, where rows of a page's multi-vector stand for words: for each row, its
+      words as indexes into `page.text.split()`, or none of them;
+    - `page_context(page) -> str`, all that it reads of a page besides image and text, such as the file's name: a page
+      is embedded again when that changes;
+    - `highest_score(query) -> float`, what no page's MaxSim exceeds, where not all vectors of a query count the same.
     """
 
     @property
@@ -77,6 +88,12 @@ def highest_score(embedder: MultiVectorEmbedder, query: MultiVector) -> float:
     return float(len(query)) if own is None else float(own(query))
 
 
+def normalized(embedder: MultiVectorEmbedder, query: MultiVector, score: float) -> float:
+    """Divide a page's MaxSim by the most that it can be for the query; in [-1, 1]."""
+    # A page without words is further from a query of light words than any of its words can be near.
+    return max(-1.0, score / highest_score(embedder, query))
+
+
 def seen_by(embedder: MultiVectorEmbedder, page: Page) -> Page:
     """Return the page with a `content_hash` that changes whenever the embedder would make other vectors of it.
 
@@ -89,6 +106,51 @@ def seen_by(embedder: MultiVectorEmbedder, page: Page) -> Page:
     # In the place of an earlier context's, of which the first part is free: a stored page can be given another context.
     content = page.content_hash.partition("-")[0][:_CONTENT_DIGITS]
     return replace(page, content_hash=f"{content}-{digest[:_CONTEXT_DIGITS]}")
+
+
+def sees_images(embedder: MultiVectorEmbedder) -> bool:
+    """Say whether an embedder looks at page images, and so can be asked with one; without `sees_images`, it does."""
+    return bool(getattr(embedder, "sees_images", True))
+
+
+def query_tokens(embedder: MultiVectorEmbedder, query: str, vectors: MultiVector) -> list[str] | None:
+    """Return what each row of a query's multi-vector stands for, if the embedder has a `query_tokens`.
+
+    Raises:
+        ModelError: If it does not name as many as there are rows.
+    """
+    own = getattr(embedder, "query_tokens", None)
+    if own is None:
+        return None
+    names: list[str] = own(query)
+    if len(names) != len(vectors):
+        raise ModelError(f"{embedder.fingerprint} names {len(names)} tokens of a query with {len(vectors)} vectors.")
+    return names
+
+
+def page_words(embedder: MultiVectorEmbedder, page: Page, vectors: MultiVector | None) -> list[list[int]] | None:
+    """Return which words of its text each row of a page's multi-vector stands for, if the embedder has a `page_words`.
+
+    Args:
+        embedder: The embedder.
+        page: The page.
+        vectors: Its multi-vector, to compare the number of rows with, if it was embedded.
+
+    Raises:
+        ModelError: If it does not speak of as many rows as there are, or of words that there are not.
+    """
+    own = getattr(embedder, "page_words", None)
+    if own is None:
+        return None
+    rows: list[list[int]] = own(page)
+    number = len(page.text.split())
+    stored = len(rows if vectors is None else vectors)
+    if len(rows) != stored or not all(0 <= word < number for row in rows for word in row):
+        raise ModelError(
+            f"{embedder.fingerprint} says what {len(rows)} vectors of {page} stand for, by its {number} words, and "
+            f"{stored} are stored."
+        )
+    return rows
 
 
 def stream_pages(embedder: MultiVectorEmbedder, pages: Iterable[Page]) -> Iterator[tuple[Page, MultiVector]]:

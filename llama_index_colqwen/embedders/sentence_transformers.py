@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,13 @@ class SentenceTransformersEmbedder:
         check_count("pool_factor", pool_factor)
         require_torch(_EXTRA)
         self.model_name, self.batch_size, self.pool_factor = str(model_name), batch_size, pool_factor
+        self._made_with: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "pool_factor": pool_factor,
+            "revision": revision,
+        }
         (self.device,) = choose_devices(device)
         self.dtype = choose_dtype(dtype, self.device)
         # Held at a fork, which so waits for a batch: its tokenizer has locks that nobody would open in the child.
@@ -96,6 +104,10 @@ class SentenceTransformersEmbedder:
         self.fingerprint = checkpoint.fingerprint(
             "MultiVectorEncoder", checkpoint.revision, self.dim, {"library": _EXTRA, "pool_factor": pool_factor}
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the embedder was made with, not its weights: unpickled, it loads the model."""
+        return partial(type(self), self.model_name, **self._made_with), ()
 
     @classmethod
     def from_fingerprint(cls, fingerprint: EmbedderFingerprint) -> SentenceTransformersEmbedder:

@@ -81,6 +81,21 @@ def count_pages(job: PdfJob) -> int:
         return other.submit(count_pages, job).result()
 
 
+def page_size(job: PdfJob, index: int) -> tuple[float, float]:
+    """Return a page's width and height in points, as it is shown: turned and cropped.
+
+    Raises:
+        DocumentError: If the PDF cannot be opened, or has no such page.
+    """
+    with _open_pdf(job, forms=False) as pdf:
+        placed = _place_page(pdf, index, job)
+        if isinstance(placed, DocumentError):
+            raise placed
+        with PDFIUM_LOCK:
+            width, height = pdf.get_page_size(index)
+            return float(width), float(height)
+
+
 def render_pdf(job: PdfJob) -> Iterator[RenderedPage | DocumentError]:
     """Render a PDF, or those of its pages, page by page; the errors are `rendering.render_document`'s.
 

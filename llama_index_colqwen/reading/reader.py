@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from loky import ProcessPoolExecutor
 
-__all__ = ["MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
+__all__ = ["DocumentStream", "MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
 
 Source: TypeAlias = str | PurePath | bytes
 """A path of a file or folder, or a file's bytes."""
@@ -68,6 +68,9 @@ _Part: TypeAlias = Callable[[], Iterable[_Read]]
 
 _Tell: TypeAlias = Callable[[str], object]
 """Shows what is being read."""
+
+_Count: TypeAlias = Callable[[], "int | None"]
+"""Counts the pages that there will be, if that is cheap."""
 
 _PART_PAGES = 8  # read by a worker process at a time
 _CONVERTED_FILES = 16  # by one run of LibreOffice, of which the first page waits
@@ -83,6 +86,30 @@ class MissingTextWarning(UserWarning):
 
 class SkippedDocumentWarning(UserWarning):
     """Documents could not be read, wholly or in part, and were left out."""
+
+
+class DocumentStream(Iterator[Document]):
+    """Documents as they are read, one a page; what shows progress asks `operator.length_hint` how many there will be.
+
+    It knows where progress is shown, and neither files are on an `fs` nor office documents among them.
+    """
+
+    def __init__(self, documents: Generator[Document, None, None], count: _Count) -> None:
+        """Take what reads, and what counts the pages."""
+        self._documents, self._count = documents, count
+
+    def __next__(self) -> Document:
+        """Read the next page."""
+        return next(self._documents)
+
+    def __length_hint__(self) -> int:
+        """Return how many pages all files have, whatever of them was read or cannot be."""
+        total = self._count()
+        return NotImplemented if total is None else total
+
+    def close(self) -> None:
+        """Stop reading, and close the file that is being read."""
+        self._documents.close()
 
 
 @dataclass(frozen=True)
@@ -262,8 +289,8 @@ class PDFPageReader(BasePydanticReader):
         extra_info: dict[str, Any] | None = None,
         fs: AbstractFileSystem | None = None,
         show_progress: bool = True,
-    ) -> Generator[Document, None, None]:
-        """Read pages one at a time, in bounded memory; closing the generator closes the file it is at.
+    ) -> DocumentStream:
+        """Read pages one at a time, in bounded memory; closing the stream closes the file it is at.
 
         Args:
             source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
@@ -283,17 +310,17 @@ class PDFPageReader(BasePydanticReader):
         """
         # The paths are looked up now and not at the first page, so that a typing error is heard where it is made.
         files = self._find(source, extra_info or {}, fs)
-        return self._read(files, extra_info or {}, show_progress)
+        count = cache(partial(self._count_pages, files)) if show_progress else _not_counted
+        return DocumentStream(self._read(files, extra_info or {}, count, show_progress), count)
 
     def _read(
-        self, files: Sequence[_File], extra_info: dict[str, Any], show_progress: bool
+        self, files: Sequence[_File], extra_info: dict[str, Any], count: _Count, show_progress: bool
     ) -> Generator[Document, None, None]:
         left_out = _LeftOut(files)
         pages_read = 0
-        total = self._count_pages(files) if show_progress else None
         with (
             tempfile.TemporaryDirectory(prefix="colqwen-") as scratch,
-            tqdm(total=total, desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
+            tqdm(total=count(), desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
             closing(self._parts(self._converted(files, Path(scratch)), extra_info, partial(_tell, progress))) as parts,
         ):
             for number, read in parts:
@@ -523,6 +550,10 @@ def _option_errors() -> Iterator[None]:
         # Errors are logged; passwords must not be.
         got = "" if name == "password" else f"; got {given!r}"
         raise InvalidOptionError(f"PDFPageReader's option {name}: {first['msg']}{got}.") from None
+
+
+def _not_counted() -> None:
+    return None
 
 
 def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> list[_Read]:

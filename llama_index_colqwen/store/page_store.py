@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
 from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
-from llama_index_colqwen.store.connection import MilvusConnection, normalise_uri, quote, split_credentials
+from llama_index_colqwen.store.connection import MilvusConnection, is_local, normalise_uri, quote, split_credentials
 from llama_index_colqwen.store.filters import any_of, page_filter
 from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.milvus_search import MilvusSearch
@@ -88,11 +90,16 @@ class StoredState:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document and how many of its pages are stored."""
+    """A document and which of its pages are stored."""
 
     document_id: str
     file_name: str
-    pages: int
+    page_ids: tuple[str, ...] = field(repr=False)
+
+    @property
+    def pages(self) -> int:
+        """How many of its pages are stored."""
+        return len(self.page_ids)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ class MilvusPageStore:
 
     Args:
         uri: A path ending in `.db` (Milvus Lite, embedded), or a server's address such as `http://localhost:19530`.
-        token: `user:password` or an API key, for servers that ask for one.
+        token: `user:password` or an API key, for servers that ask for one; by default the environment's `MILVUS_TOKEN`,
+            which an unpickled store takes too: tokens are not pickled.
         collection_name: Letters, digits and underscores; several collections can share one database.
         vector_dtype: How exact vectors are kept: "int8" (the default; one scale a vector) or "float16" (twice the size,
             exact to 0.0002).
@@ -167,10 +175,13 @@ class MilvusPageStore:
             check_count('candidate_vectors, if it is not "all",', candidate_vectors)
         check_count("cache_bytes", cache_bytes)
         self.uri, credentials = split_credentials(normalise_uri(uri))
+        if not is_local(self.uri):
+            token = token or credentials or os.environ.get("MILVUS_TOKEN")
         self.collection_name = collection_name
         self._vector_dtype, self._candidate_vectors, self._ann_index = vector_dtype, candidate_vectors, ann_index
         self._cache_bytes = cache_bytes
-        self._connection = MilvusConnection(self.uri, token or credentials, collection_name)
+        self._cache_option = cache_dir
+        self._connection = MilvusConnection(self.uri, token, collection_name)
         self._cache_dir = self._choose_cache_dir(cache_dir)
         beside = Path(self.uri).with_suffix(".images") if self.is_local else None
         self.image_dir = beside if image_dir is None else Path(image_dir).expanduser().absolute()
@@ -178,6 +189,20 @@ class MilvusPageStore:
         self._lock = Lock()
         self._opened: _Opened | None = None
         self._fingerprint: EmbedderFingerprint | None = None  # of the embedder it was opened for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the store was made with, without its token; it connects again when it is used."""
+        made_with: dict[str, Any] = {
+            "uri": self.uri,
+            "collection_name": self.collection_name,
+            "vector_dtype": self._vector_dtype,
+            "candidate_vectors": self._candidate_vectors,
+            "ann_index": self._ann_index,
+            "cache_dir": self._cache_option,
+            "cache_bytes": self._cache_bytes,
+            "image_dir": self.image_dir,
+        }
+        return partial(type(self), **made_with), (), {"_fingerprint": self._fingerprint}
 
     @property
     def is_local(self) -> bool:
@@ -424,11 +449,12 @@ class MilvusPageStore:
     def documents(self) -> list[StoredDocument]:
         """List the documents, by file name; of a document in several files, the first one's."""
         self._require_open()
-        pages: dict[tuple[str, str], int] = {}
-        for row in self._pages.scan(["document_id", "file_name"]):
-            key = row["file_name"], row["document_id"]
-            pages[key] = pages.get(key, 0) + 1
-        return [StoredDocument(document_id, name, count) for (name, document_id), count in sorted(pages.items())]
+        pages: dict[tuple[str, str], list[str]] = {}
+        for row in self._pages.scan(["document_id", "file_name", "page_id"]):
+            pages.setdefault((row["file_name"], row["document_id"]), []).append(row["page_id"])
+        return [
+            StoredDocument(document_id, name, tuple(sorted(ids))) for (name, document_id), ids in sorted(pages.items())
+        ]
 
     def file_paths(self) -> set[str]:
         """Return the `file_path` of every file that a stored page is in."""
@@ -451,6 +477,21 @@ class MilvusPageStore:
         self._require_open()
         pages = {row["page_id"]: self._page(row) for row in self._pages.read(page_ids, _PAGE)}
         return [pages[page_id] for page_id in page_ids if page_id in pages]
+
+    def vectors(self, page_ids: Sequence[str]) -> list[Candidate]:
+        """Return pages' exact multi-vectors and patch grids in the order of their ids.
+
+        Pages that are not stored, or have lost their vectors, are left out.
+        """
+        opened = self._require_open()
+        stored = {page_id: entry.vectors for page_id, entry in opened.search.entries(page_ids).items()}
+        names = {vectors.vector_id: vectors for vectors in stored.values()}
+        found = dict(opened.cache.read(names, opened.vectors.read))
+        return [
+            Candidate(page_id, *found[stored[page_id].vector_id])
+            for page_id in page_ids
+            if page_id in stored and stored[page_id].vector_id in found
+        ]
 
     def candidates(
         self,
@@ -503,6 +544,7 @@ class MilvusPageStore:
     afile_paths = in_thread(file_paths)
     acheck = in_thread(check)
     aget = in_thread(get)
+    avectors = in_thread(vectors)
 
     async def acandidates(
         self,

@@ -12,67 +12,74 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from llama_index_colqwen import MilvusPageStore
 from llama_index_colqwen.cli import app, main
+from tests.cli.commands import ROOT, SAMPLES, run
 from tests.documents import write_text_pdf
 
-ROOT = Path(__file__).parents[2]
-SAMPLES = ROOT / "examples" / "pdfs"
 
-
-# click before 8.2, which the oldest typer takes, puts both streams into one unless it is told not to.
-STREAMS: dict[str, Any] = (
-    {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
-)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner(**STREAMS).invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def _working_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that are given no --uri use one where they are run."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
-
-
-@pytest.fixture(scope="module")
-def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two sample PDFs that have a text layer, indexed."""
-    path = tmp_path_factory.mktemp("cli") / "samples.db"
-    pdfs = sorted(pdf for pdf in SAMPLES.glob("*.pdf") if "scan" not in pdf.name)
-    result = run("index", *pdfs, "--uri", path)
+def test_search_writes_pictures_of_what_matches(db: Path, tmp_path: Path) -> None:
+    question = "Which sensor drifted least in the salt-spray test?"
+    result = run("search", question, "--uri", db, "-k", 2, "--explain", tmp_path / "new" / "pictures", "--json")
     assert result.exit_code == 0, result.output
-    assert "14 pages in" in result.output
-    assert "14 added, 0 updated, 0 unchanged" in result.output
-    return path
-
-
-def test_search_prints_a_table_best_first(db: Path) -> None:
-    result = run("search", "Which sensor drifted least in the salt-spray test?", "--uri", db)
-    assert result.exit_code == 0
-    assert re.search(r"│ 1\s+│ \d\.\d+ │ tidal-sensors", result.output)
-
-
-def test_search_as_json_names_pages_whose_images_are_there(db: Path) -> None:
-    result = run("search", "Which sensor drifted least in the salt-spray test?", "--uri", db, "-k", 2, "--json")
-    hits = json.loads(result.stdout)
-    assert [hit["rank"] for hit in hits] == [1, 2]
-    assert (hits[0]["file_name"], hits[0]["page_number"]) == ("tidal-sensors-paper.pdf", 3)
-    assert hits[0]["score"] > hits[1]["score"]
-    assert Path(hits[0]["image_path"]).is_relative_to(db.with_suffix(".images"))
-    assert Path(hits[0]["image_path"]).read_bytes().startswith(b"\xff\xd8")
+    assert [hit["rank"] for hit in json.loads(result.stdout)] == [1, 2]
+    assert "What matches is shown in" in result.stderr
+    names = sorted(path.name for path in (tmp_path / "new" / "pictures").iterdir())
+    assert len(names) == 4
+    assert names[:2] == ["01-tidal-sensors-paper-p3.html", "01-tidal-sensors-paper-p3.jpg"]
+    assert question in (tmp_path / "new" / "pictures" / names[0]).read_text("utf-8")
+    assert (tmp_path / "new" / "pictures" / names[1]).read_bytes().startswith(b"\xff\xd8")
 
 
 def test_info_lists_documents_and_the_embedder(db: Path) -> None:
     result = run("info", "--uri", db)
     assert "made by lexical" in result.output
     assert "2 documents, 14 pages" in result.output
+    [line] = [line for line in result.output.splitlines() if line.startswith("tidal-sensors-paper.pdf")]
+    _, pages, document_id = line.split("\t")
+    assert (pages, len(document_id)) == ("6", 64)
+    told = json.loads(run("info", "--uri", db, "--json", "--check").stdout)
+    assert (told["collection_name"], told["embedder"]["model"], told["pages"]) == ("pages", "lexical", 14)
+    assert {"document_id": document_id, "file_name": "tidal-sensors-paper.pdf", "pages": 6} in told["documents"]
+    assert told["check"]["lost"] == []
+
+
+@pytest.mark.usefixtures("terminal")
+def test_info_draws_a_table_on_a_terminal(db: Path) -> None:
+    assert re.search(
+        r"\u2502 tidal-sensors-paper.pdf +\u2502 6 +\u2502 [0-9a-f]{16} \u2502", run("info", "--uri", db).output
+    )
+
+
+def test_deleting_takes_file_names_paths_and_ids_or_else_nothing(tmp_path: Path) -> None:
+    db = tmp_path / "x.db"
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c", "d"):
+        write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report", f"{name} second page")
+    indexed = json.loads(run("index", tmp_path / "in", "--uri", db, "--json").stdout)
+    assert (indexed["pages"], indexed["added"], indexed["uri"]) == (8, 8, str(db))
+    ids = {
+        one["file_name"]: one["document_id"]
+        for one in json.loads(run("info", "--uri", db, "--json").stdout)["documents"]
+    }
+
+    for nothing in (["e.pdf"], ["a.pdf", "e.pdf"], [ids["b.pdf"][:7]], [tmp_path / "a.pdf"], [""]):
+        refused = run("delete", *nothing, "--uri", db)
+        assert refused.exit_code == 1
+        assert re.fullmatch(
+            "Error: Nothing in collection 'pages' is called '.*'.*nothing was deleted.\n", refused.stderr
+        )
+
+    assert run("delete", "a.pdf", "--uri", db).stdout == f"2 pages deleted; 6 left in {db}.\n"
+    assert run("delete", tmp_path / "in" / "b.pdf", "--uri", db).stdout.startswith("2 pages deleted; 4 left")
+    assert run("delete", f"{ids['c.pdf']}-p00002", "--uri", db).stdout.startswith("1 page deleted; 3 left")
+    left = run("delete", ids["c.pdf"], ids["d.pdf"][:16], "--uri", db, "--json").stdout
+    assert json.loads(left) == {"deleted": 3, "pages": 0}
+    nothing_there = run("search", "report", "--uri", db)
+    assert (nothing_there.stdout, nothing_there.stderr) == ("", "No page is found: there is none.\n")
 
 
 @pytest.mark.slow
@@ -127,6 +134,7 @@ def test_prune_removes_files_that_are_gone_and_check_repairs(tmp_path: Path) -> 
         (["search", "?!", "--uri", "{db}"], "no letters or digits"),
         (["search", "x", "-k", "0", "--uri", "{db}"], "similarity_top_k is a whole number, at least 1"),
         (["search", "x", "--uri", "{tmp}/nothing.db"], "nothing has been indexed there"),
+        (["search", "x", "--filter", "page_number", "--uri", "{db}"], "A filter is a key, an operator .*'page_number'"),
         (["info", "--uri", "{db}", "--collection-name", "other"], "no collection 'other'"),
         (["index", "{samples}", "--uri", "{db}", "--language", "de"], "language='en'.*language='de'"),
     ],
@@ -226,6 +234,9 @@ def test_doctor_says_what_works_and_how_to_fix_the_rest() -> None:
     assert "works  Milvus Lite: milvus-lite" in result.output
     assert "works  Embedder 'lexical'" in result.output
     assert re.search(r"absent  Milvus at http://127.0.0.1:9: .*\n +fix it with: start the server", result.output)
+    findings = {finding["what"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    assert findings["Milvus Lite"]["works"]
+    assert findings["Milvus Lite"]["required"]
 
 
 def test_version_is_the_packages() -> None:
@@ -240,6 +251,22 @@ def test_every_command_is_in_the_readme() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"colqwen {command.callback.__name__}" in readme
+
+
+def test_help_has_a_short_name_and_completion_can_be_installed() -> None:
+    assert run("-h").stdout == run("--help").stdout
+    assert "--install-completion" in run("-h").stdout
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert run(command.callback.__name__, "-h").exit_code == 0
+
+
+def test_every_command_that_prints_results_prints_json_too() -> None:
+    commands = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
+    assert {name for name, command in commands.items() if "as_json" not in inspect.signature(command).parameters} <= {
+        "mcp",
+        "serve",
+    }
 
 
 def test_names_that_are_not_utf_8_are_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

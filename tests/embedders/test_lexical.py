@@ -33,6 +33,37 @@ def test_it_is_an_embedder_and_every_vector_is_a_float32_unit_row() -> None:
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+def test_rows_of_queries_and_pages_are_named() -> None:
+    embedder = LexicalEmbedder()
+    query = "Which sensors, and which sensor, of the salt-spray test?"
+    assert embedder.query_tokens(query) == ["which", "sensors", "salt", "spray", "saltspray", "test"]
+    assert len(embedder.embed_queries([query])[0]) == 6
+    page = make_page("1", "The harbour of\nthe Harbour, and its salt-spray cranes; 35 °C: crane.")
+    rows = embedder.page_words(page)
+    [vectors] = embedder.embed_pages([page])
+    assert len(rows) == len(vectors)
+    words = page.text.split()
+    found = [[words[number] for number in numbers] for numbers in rows]
+    for expected in (["harbour", "Harbour,"], ["salt-spray"], ["cranes;", "crane."], ["35"]):
+        assert expected in found
+    # a row is the vector of its words
+    for row, numbers in enumerate(rows):
+        for word in {words[number] for number in numbers} - {"salt-spray"}:
+            [[likeness]] = [single @ vectors.T for single in embedder.embed_queries([word])]
+            assert likeness.argmax() == row
+    assert embedder.page_words(make_page("2", "")) == [[]]
+    assert embedder.page_words(make_page("3", "the of and")) == [[]]
+    assert len(embedder.embed_pages([make_page("3", "the of and")])[0]) == 1
+
+
+def test_names_of_a_long_query_are_as_many_as_its_rows() -> None:
+    embedder = LexicalEmbedder()
+    query = " ".join(f"word{number}x" for number in range(300))
+    with pytest.warns(UserWarning, match="first 256"):
+        [vectors] = embedder.embed_queries([query])
+    assert len(embedder.query_tokens(query)) == len(vectors)
+
+
 def test_a_page_has_one_vector_per_unique_word_without_stop_words() -> None:
     page = make_page("1", "the harbour of the harbour and its cranes, its crane", file_name="the.pdf")
     [vectors] = LexicalEmbedder().embed_pages([page])
@@ -137,6 +168,14 @@ def test_chinese_that_spaces_or_line_ends_tear_is_whole(torn: str) -> None:
     assert best("集装箱数量", ["集中装置箱子", torn]) == 1
     [whole, parted] = LexicalEmbedder().embed_pages([make_page("1", "".join(torn.split())), make_page("2", torn)])
     np.testing.assert_array_equal(whole, parted)
+
+
+def test_rows_of_names_sections_and_torn_runs_stand_for_the_words_of_the_text_that_are_theirs() -> None:
+    page = make_page("1", "集 装 箱 e-mail basin", file_name="turbidity.pdf", section="Basin")
+    [vectors] = LexicalEmbedder().embed_pages([page])
+    rows = LexicalEmbedder().page_words(page)
+    assert len(rows) == len(vectors)
+    assert rows == [[0, 1], [1, 2], [3], [3], [3], [4], []]  # 集装, 装箱, e, mail, email, basin; turbidity
 
 
 def test_a_rare_word_outweighs_a_common_one() -> None:

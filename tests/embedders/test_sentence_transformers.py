@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import pickle
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,12 @@ def pages() -> list[Page]:
     """Make pages of noise, of different sizes."""
     noise = np.random.default_rng(0)
     return [page_of(Image.fromarray(noise.integers(0, 256, (high, wide, 3), np.uint8))) for wide, high in SIZES]
+
+
+def test_pickled_without_its_weights(embedder: SentenceTransformersEmbedder) -> None:
+    pickled = pickle.dumps(embedder)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).fingerprint == embedder.fingerprint
 
 
 def changed(models: Path, tmp_path: Path, name: str, file: str, **tensors: torch.Tensor | None) -> Path:

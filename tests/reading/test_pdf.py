@@ -6,19 +6,24 @@ import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pikepdf
 import pytest
 from PIL import Image
 from reportlab.lib.colors import red, white
 from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.pdfgen.canvas import Canvas
 
+from llama_index_colqwen import PDFPageReader
 from llama_index_colqwen.errors import DocumentError, EncryptedDocumentError, UnreadableDocumentError
+from llama_index_colqwen.nodes import page_from_node
 from llama_index_colqwen.pages import RenderedPage, WordBox
+from llama_index_colqwen.reading.redraw import size_in_points
 from llama_index_colqwen.reading.rendering import DEFAULT_MAX_PIXELS, render_document
 from llama_index_colqwen.reading.text_layer import _character
 from tests.documents import (
@@ -479,3 +484,25 @@ def test_pages_of_two_pdfs_read_alternately_do_not_mix(tmp_path: Path) -> None:
     one = render_pages(write_text_pdf(tmp_path / "a.pdf", "a1", "a2"), "a.pdf", max_pixels=100)
     other = render_pages(write_text_pdf(tmp_path / "b.pdf", "b1", "b2"), "b.pdf", max_pixels=100)
     assert [page.text for pair in zip(one, other, strict=True) for page in pair] == ["a1", "b1", "a2", "b2"]
+
+
+def test_the_size_of_a_page_is_that_of_the_page_as_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "pages.pdf"
+    with pikepdf.new() as pdf:
+        for size in ((612, 792), (500, 300)):
+            pdf.add_blank_page(page_size=size)
+        pdf.pages[1].Rotate = 90
+        pdf.pages[1].CropBox = [10, 20, 410, 220]
+        pdf.save(path)
+        pdf.save(tmp_path / "encrypted.pdf", encryption=pikepdf.Encryption(owner="o", user="u"))
+    plain, turned = PDFPageReader(ocr="never").load_data(path)
+    assert size_in_points(page_from_node(plain)) == (612, 792)
+    assert size_in_points(page_from_node(turned)) == (200, 400)
+    missing = replace(page_from_node(plain), page_number=3)
+    assert size_in_points(missing) is None
+    [encrypted, _] = PDFPageReader(ocr="never", password="u").load_data(tmp_path / "encrypted.pdf")
+    assert size_in_points(page_from_node(encrypted)) is None
+    path.write_bytes(path.read_bytes() + b"\n")  # another file by now
+    assert size_in_points(page_from_node(plain)) is None
+    path.unlink()
+    assert size_in_points(page_from_node(plain)) is None

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from operator import length_hint
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -735,3 +737,21 @@ def test_pages_have_the_titles_that_the_outline_gives_their_section(tmp_path: Pa
     assert sections[3] == ("Findings; " + "x" * 1000)[:500] and sections[4] == "x" * 500
     assert all("Method" not in document.get_content(MetadataMode.LLM) for document in documents)
     assert all("section" not in document.metadata for document in reader(extract_text=False).load_data(tmp_path))
+
+
+def test_how_many_pages_there_will_be_is_known_where_it_is_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text_pdf(tmp_path / "a.pdf", "one", "two")
+    write_text_pdf(tmp_path / "b.pdf", "three")
+    reader = PDFPageReader(ocr="never")
+    with closing(reader.lazy_load_data(tmp_path)) as documents:
+        assert length_hint(documents) == 3
+        assert next(documents).text == "one"
+    assert list(documents) == []  # closed
+    (tmp_path / "c.txt").write_text("would have to be converted")
+    assert length_hint(reader.lazy_load_data(tmp_path)) == 0
+    # Nothing is counted that nobody shows, though a list asks for it.
+    (tmp_path / "c.txt").unlink()
+    monkeypatch.setattr(PDFPageReader, "_count_pages", lambda *_: pytest.fail("counted"))
+    assert len(list(reader.lazy_load_data(tmp_path, show_progress=False))) == 3

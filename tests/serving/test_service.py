@@ -549,7 +549,7 @@ def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images
 def test_serve_command_says_what_is_wrong(
     arguments: list[str], message: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cli.test_cli import run
+    from tests.cli.commands import run
 
     monkeypatch.delenv("COLQWEN_TOKEN", raising=False)
     model = [] if arguments[0] == "nowhere/at/all" else [checkpoint()]

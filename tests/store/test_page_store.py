@@ -92,6 +92,16 @@ def test_candidates_carry_the_exact_vectors_of_every_page_in_order_of_id(store: 
         np.testing.assert_allclose(candidate.vectors, expected, atol=0.005)
 
 
+def test_vectors_of_pages_come_with_their_patch_grids_in_the_order_asked(store: MilvusPageStore) -> None:
+    grid = PatchGrid(1, 2, 1)
+    store.add([make_page("a"), make_page("b")], [unit_rows(1, 4), PageVectors(unit_rows(2, 3), grid)])
+    found = store.vectors(["b", "missing", "a", "b"])
+    assert [one.page_id for one in found] == ["b", "a", "b"]
+    assert [one.patch_grid for one in found] == [grid, None, grid]
+    np.testing.assert_allclose(found[1].vectors, unit_rows(1, 4), atol=0.01)
+    assert store.vectors([]) == []
+
+
 def test_page_added_again_replaces_its_text_and_vectors(store: MilvusPageStore) -> None:
     add(store, make_page("a", "old"), make_page("b", "other"))
     assert len(everything(store)) == 2  # read once, so that a stale copy could be served

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,6 +120,17 @@ class ColQwenEmbedder:
         check_count("pool_factor", pool_factor)
         import_colpali_engine()
         self.model_name = str(model_name)
+        self._made_with: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "max_visual_tokens": max_visual_tokens,
+            "query_prefix": query_prefix,
+            "pool_factor": pool_factor,
+            "revision": revision,
+            "attn_implementation": attn_implementation,
+            "allow_untrained": allow_untrained,
+        }
         self.devices = choose_devices(device)
         self.dtype = choose_dtype(dtype, self.devices[0])
         loaded = load_model(
@@ -168,6 +180,10 @@ class ColQwenEmbedder:
     def _begin_after_fork(self) -> None:
         self._begin()
         begin_after_fork()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the embedder was made with, not its weights: unpickled, it loads the model."""
+        return partial(type(self), self.model_name, **self._made_with), ()
 
     @classmethod
     def from_fingerprint(cls, fingerprint: EmbedderFingerprint) -> ColQwenEmbedder:
@@ -347,6 +363,27 @@ class ColQwenEmbedder:
                 inputs["token_type_ids"] = inputs["input_ids"].new_zeros(inputs["input_ids"].shape)
             vectors.extend(self._forward(inputs))
         return vectors
+
+    def query_tokens(self, query: str) -> list[str]:
+        """Return the piece of the query that each row of its multi-vector stands for; "" for what the model adds.
+
+        That is the prefix, and the tokens before and after. Of a letter that takes several tokens, each is U+FFFD.
+        """
+        with self._processor_lock:
+            text = self.query_prefix + self._sanitise(query)
+            inputs = self._processor.process_queries([text])
+            tokenizer = self._processor.tokenizer
+            ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
+            special = set(tokenizer.added_tokens_decoder)
+            pieces = ["" if token in special else str(tokenizer.decode([token])) for token in ids]
+        before = len(self.query_prefix.strip())
+        read = 0
+        for number, piece in enumerate(pieces):
+            piece = pieces[number] = piece.strip()
+            if piece and read < before:
+                read += len(piece)
+                pieces[number] = ""
+        return pieces
 
     def _sanitise(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():

@@ -11,9 +11,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -85,6 +86,7 @@ class EndpointEmbedder:
             )
         token = os.environ.get("COLQWEN_TOKEN", "").strip() if token is None else token
         self._client = EndpointClient(url, token, timeout, max_retries)
+        self._timeout, self._max_retries = timeout, max_retries
         self.url, self.batch_size, self.concurrency = self._client.url, batch_size, concurrency
         self._slots: asyncio.Semaphore | None = None
         self._loop = BackgroundLoop()
@@ -97,6 +99,17 @@ class EndpointEmbedder:
         # Kept with collections: it says where their vectors came from.
         self.fingerprint = replace(fingerprint, location=self.url)
         self.dim = fingerprint.dim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the embedder was made with, without its token: unpickled, it takes `COLQWEN_TOKEN`."""
+        made_with: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "batch_size": self.batch_size,
+            "concurrency": self.concurrency,
+            "timeout": self._timeout,
+            "max_retries": self._max_retries,
+        }
+        return partial(type(self), self.url, **made_with), ()
 
     # ---- pages
 

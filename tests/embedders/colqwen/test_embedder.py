@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import io
+import pickle
 import queue
 import sys
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llama_index.core.schema import QueryBundle
 from PIL import ExifTags, Image, ImageOps
 
 from llama_index_colqwen import (
@@ -41,6 +43,7 @@ from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage, ca
 from llama_index_colqwen.embedders.devices import Replica
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.late_interaction.multivectors import PageVectors
+from llama_index_colqwen.nodes import page_from_node
 from tests.checkpoints import ARCHITECTURES
 from tests.documents import encode, write_huge_png
 from tests.fakes import make_page
@@ -1012,6 +1015,28 @@ def found(index: ColQwenIndex) -> dict[str, float]:
     """Search, and return scores by page, best first."""
     hits = index.as_retriever(similarity_top_k=4).retrieve("Who signed it?")
     return {hit.node.node_id: float(hit.score or 0) for hit in hits}
+
+
+def test_an_image_finds_the_page_it_is_of(embedders: Embedders, tmp_path: Path) -> None:
+    pdf = Path(__file__).resolve().parents[3] / "examples" / "pdfs" / "harbour-annual-report.pdf"
+    documents = PDFPageReader(image_dir=tmp_path / "images", ocr="never").load_data(pdf)[:3]
+    embedder = embedders("ColQwen2", max_visual_tokens=200)
+    with ColQwenIndex.from_documents(documents, embedder, uri=tmp_path / "p.db", show_progress=False) as index:
+        retriever = index.as_retriever(score="normalized")
+        for document in documents:
+            best = retriever.retrieve(QueryBundle("", image_path=str(page_from_node(document).image_path)))[0]
+            assert best.node.node_id == document.node_id
+            assert best.score == pytest.approx(1, abs=0.01)  # every patch finds itself
+
+
+def test_pickled_without_its_weights(checkpoint: Callable[[str], Path]) -> None:
+    embedder = ColQwenEmbedder(checkpoint("ColQwen2"), device="cpu", max_visual_tokens=200, pool_factor=2)
+    pickled = pickle.dumps(embedder)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert again.fingerprint == embedder.fingerprint
+    [first], [second] = embedder.embed_queries(["red"]), again.embed_queries(["red"])
+    np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 def test_index_is_opened_with_the_model_that_made_it_and_refuses_others(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -269,6 +270,17 @@ def test_the_token_is_an_argument_or_in_the_environment(
             page = Page("1", "", "x.pdf", 1, "", image=b"\xff" * 3_000_000)
             with pytest.raises(EndpointError, match="refuses the token"):
                 stranger.embed_pages([page])
+
+
+def test_pickled_without_its_token(local: ColQwenEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(local, token="a-secret") as url:
+        with EndpointEmbedder(url, "a-secret", batch_size=2) as embedder:
+            pickled = pickle.dumps(embedder)
+            assert b"a-secret" not in pickled
+            monkeypatch.setenv("COLQWEN_TOKEN", "a-secret")
+            with pickle.loads(pickled) as again:
+                assert (again.fingerprint, again.batch_size) == (embedder.fingerprint, 2)
+                np.testing.assert_array_equal(again.embed_queries(["red"])[0], embedder.embed_queries(["red"])[0])
 
 
 def test_another_model_at_the_same_address_is_noticed(checkpoint: Callable[..., Path], local: ColQwenEmbedder) -> None:

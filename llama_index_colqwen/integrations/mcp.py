@@ -1,0 +1,276 @@
+"""An index -> a Model Context Protocol server, with which an assistant looks into it.
+
+Knows nothing of transports, nor of options of the command line.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from llama_index.core.schema import MetadataMode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from pydantic import BaseModel, Field
+
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
+from llama_index_colqwen.errors import (
+    ColQwenError,
+    DocumentError,
+    MissingDependencyError,
+    check_count,
+)
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.index import ColQwenIndex
+from llama_index_colqwen.nodes import caption, excerpt
+from llama_index_colqwen.pages import Page
+from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS, image_for_llm
+from llama_index_colqwen.retriever import node_to_show
+from llama_index_colqwen.store.page_store import MilvusPageStore
+
+try:
+    from mcp.server import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.types import ImageContent, TextContent, ToolAnnotations
+except ImportError as error:
+    raise MissingDependencyError("Serving an index to assistants needs mcp", "mcp") from error
+
+__all__ = ["DEFAULT_TOP_K", "FoundPage", "IndexedDocuments", "create_server"]
+
+_LOGGER = logging.getLogger(__name__)
+
+DEFAULT_TOP_K = 5
+_IDLE_SECONDS = 5.0
+_EXCERPT = 400
+_LISTED = 200
+
+_INSTRUCTIONS = (
+    "The pages of the user's documents. search_pages finds pages by a question, get_page shows one: its picture and "
+    "its whole text. Look at a page before you answer from it, and say which file and page an answer is from."
+)
+
+
+class FoundPage(BaseModel):
+    """A page that was found, in words."""
+
+    page_id: str = Field(description="What get_page shows the page by.")
+    file_name: str
+    page: str = Field(description="As it is printed on the page, or else its number.")
+    score: float
+    excerpt: str = Field(description="Some of the page's text.")
+
+
+class IndexedDocument(BaseModel):
+    """A file whose pages are found."""
+
+    file_name: str
+    pages: int
+
+
+class IndexedDocuments(BaseModel):
+    """Files, by name."""
+
+    total: int = Field(description="How many there are; the first 200 are listed.")
+    documents: list[IndexedDocument]
+
+
+def create_server(
+    store: MilvusPageStore,
+    embedder: str | MultiVectorEmbedder | None = None,
+    *,
+    top_k: int = DEFAULT_TOP_K,
+    max_pixels: int = DEFAULT_LLM_PIXELS,
+) -> MCPServer:
+    """Make a server with the tools `search_pages`, `get_page` and `list_documents`: `create_server(store).run()`.
+
+    Nothing is written to the index. It is opened when a tool is first called, and closed when none has been for five
+    seconds, so that others can open a Milvus Lite file in between; the embedder stays loaded. Errors are told to the
+    model, without the folders of this machine; so is what it finds.
+
+    Args:
+        store: Where the pages are; it need not hold anything yet.
+        embedder: By default the one that the collection's fingerprint describes.
+        top_k: How many pages a search returns, unless it asks for another number.
+        max_pixels: Pictures are scaled down to this many pixels.
+
+    Raises:
+        InvalidOptionError: If `top_k` or `max_pixels` is no whole number above 0.
+        MissingDependencyError: If the extra `[mcp]` is not installed.
+    """
+    check_count("top_k", top_k)
+    check_count("max_pixels", max_pixels)
+    shared = _SharedIndex(store, embedder)
+    # Told on standard error, where a client's log is: what is of use for the person who set the server up.
+    server = MCPServer(
+        "colqwen", version=version("llama-index-colqwen"), instructions=_INSTRUCTIONS, log_level="WARNING"
+    )
+    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+
+    @server.tool(annotations=reads)
+    def search_pages(
+        question: Annotated[str, Field(description="What to look for, in words.")],
+        top_k: Annotated[int, Field(description="How many pages to return.", ge=1, le=100)] = top_k,
+        file_name: Annotated[str | None, Field(description="Look into this file only.")] = None,
+    ) -> list[FoundPage]:
+        """Find the pages that answer a question, best first."""
+        with shared.use() as index:
+            if file_name is not None:
+                _require_file(index, file_name)
+            filters = None if file_name is None else _equal(file_name=file_name)
+            hits = index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(question)
+            return [
+                FoundPage(
+                    page_id=hit.node_id,
+                    file_name=str(hit.metadata.get("file_name") or ""),
+                    page=str(hit.metadata.get("page_label") or hit.metadata.get("page_number") or ""),
+                    score=round(hit.get_score(), 4),
+                    excerpt=_passage(hit.node.get_content(MetadataMode.NONE), question),
+                )
+                for hit in hits
+            ]
+
+    @server.tool(annotations=reads)
+    def get_page(
+        page_id: Annotated[str | None, Field(description="Of search_pages; or give file_name and page.")] = None,
+        file_name: Annotated[str | None, Field(description="As list_documents has it.")] = None,
+        page: Annotated[
+            str | int | None, Field(description="What is printed on it ('iv'), or its number from 1.")
+        ] = None,
+    ) -> list[TextContent | ImageContent]:
+        """Show one page: its picture and its text."""
+        with shared.use() as index:
+            if page_id is not None:
+                found = _page_by_id(index, page_id)
+            elif file_name is not None and page is not None:
+                found = _page_of_file(index, file_name, str(page).strip())
+            else:
+                raise ToolError("Give a page_id, or a file_name and a page.")
+            return _shown(found, max_pixels)
+
+    @server.tool(annotations=reads)
+    def list_documents(
+        name_contains: Annotated[str, Field(description="List only files with this in their name.")] = "",
+    ) -> IndexedDocuments:
+        """List the files whose pages can be found."""
+        with shared.use() as index:
+            wanted = [
+                IndexedDocument(file_name=document.file_name, pages=document.pages)
+                for document in index.store.documents()
+                if name_contains.casefold() in document.file_name.casefold()
+            ]
+            return IndexedDocuments(total=len(wanted), documents=wanted[:_LISTED])
+
+    return server
+
+
+class _SharedIndex:
+    """An index that is open while it is asked and for some seconds after."""
+
+    def __init__(self, store: MilvusPageStore, embedder: str | MultiVectorEmbedder | None) -> None:
+        self._store, self._embedder = store, embedder
+        self._index: ColQwenIndex | None = None
+        self._made_by: EmbedderFingerprint | None = None
+        self._lock = threading.Lock()
+        self._closing: threading.Timer | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[ColQwenIndex]:
+        """Give the index, to one call at a time; our errors become the tool's."""
+        with self._lock:
+            if self._closing is not None:
+                self._closing.cancel()
+            try:
+                yield self._open()
+            except ColQwenError as error:
+                _LOGGER.warning("%s", error)
+                raise ToolError(_said(error, self._store)) from error
+            finally:
+                if self._store.is_local:
+                    self._closing = threading.Timer(_IDLE_SECONDS, self._close)
+                    self._closing.daemon = True
+                    self._closing.start()
+
+    def _open(self) -> ColQwenIndex:
+        made_by = self._store.fingerprint()  # not the store's `open`, which would make a collection
+        if self._index is None or self._made_by != made_by:
+            self._index = ColQwenIndex.from_existing(store=self._store, embedder=self._embedder)
+            self._made_by = made_by
+        return self._index
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._closing is threading.current_thread():  # else it was asked again meanwhile
+                self._store.close()
+
+
+def _equal(**values: str | int) -> MetadataFilters:
+    return MetadataFilters(filters=[MetadataFilter(key=key, value=value) for key, value in values.items()])
+
+
+def _require_file(index: ColQwenIndex, file_name: str) -> int:
+    """Return how many pages a file has."""
+    pages = index.store.count(_equal(file_name=file_name))
+    if not pages:
+        raise ToolError(f"There is no file {file_name!r}: list_documents says which there are.")
+    return pages
+
+
+def _page_by_id(index: ColQwenIndex, page_id: str) -> Page:
+    found = index.store.get([page_id])
+    if not found:
+        raise ToolError(f"There is no page {page_id!r}: search_pages says the pages' ids.")
+    return found[0]
+
+
+def _page_of_file(index: ColQwenIndex, file_name: str, page: str) -> Page:
+    ids = index.store.page_ids(_equal(file_name=file_name, page_label=page))
+    if not ids and page.isdecimal():
+        ids = index.store.page_ids(_equal(file_name=file_name, page_number=int(page)))
+    if not ids:
+        pages = _require_file(index, file_name)
+        raise ToolError(f"{file_name} has no page {page!r}: it has {pages} pages.")
+    if len(ids) > 1:
+        raise ToolError(f"Several pages are page {page} of a file {file_name}; give one's page_id: {', '.join(ids)}")
+    return _page_by_id(index, ids[0])
+
+
+def _shown(page: Page, max_pixels: int) -> list[TextContent | ImageContent]:
+    node = node_to_show(page)
+    words = f"{caption(node)}\n{node.get_content(MetadataMode.NONE)}".strip()
+    try:
+        image = image_for_llm(node, max_pixels)
+    except DocumentError as error:
+        _LOGGER.warning("%s", error)
+        image = None
+    if image is None:
+        return [TextContent(type="text", text=f"{words}\n(This page's picture cannot be read.)")]
+    data = base64.b64encode(image.data).decode()
+    return [
+        TextContent(type="text", text=words),
+        ImageContent(type="image", data=data, mime_type=image.mimetype),
+    ]
+
+
+def _passage(text: str, question: str) -> str:
+    """Return the part of a page's text that has the most of the question's words."""
+    words = {word for word in re.findall(r"\w+", question.casefold()) if len(word) > 3}
+    starts = [0, *(space.end() for space in re.finditer(r"\s+", text))]
+    lowered = text.casefold() if len(text.casefold()) == len(text) else text.lower()
+    best = max(starts[::10], key=lambda start: sum(word in lowered[start : start + _EXCERPT] for word in words))
+    return f"{'... ' if best else ''}{excerpt(text[best:], _EXCERPT)}"
+
+
+def _said(error: ColQwenError, store: MilvusPageStore) -> str:
+    """Return an error's sentence without the folders of this machine."""
+    text = str(error)
+    for place in (store.uri if store.is_local else None, store.image_dir):
+        if place is not None:
+            text = text.replace(f"{Path(place).parent}{os.sep}", "")
+    return re.sub(r"(?<![\w:/.])/(?:[^\s/'\"]+/)+", "", text)
