@@ -27,7 +27,7 @@ from llama_index_colqwen.answering import (
     check_chat_model,
 )
 from llama_index_colqwen.concurrency import gather, in_thread
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors, seen_by
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.explain.explanation import Explanation, explain
@@ -35,6 +35,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.indexing import IndexingReport, index_documents
 from llama_index_colqwen.late_interaction.multivectors import VectorDtype
 from llama_index_colqwen.nodes import PageNode, node_from_page
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import ResizeForLLM
 from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
@@ -54,7 +55,7 @@ __all__ = ["ColQwenIndex"]
 
 _DEFAULT_URI = "./colqwen.db"
 _DEFAULT_COLLECTION_NAME = "pages"
-_CHECK_PAGES = 16
+_EMBED_PAGES = 16
 _READ_PAGES = 256
 
 
@@ -205,7 +206,7 @@ class ColQwenIndex:
         written = self._write(noting(documents), show_progress, documents)
         if delete_missing:
             versions |= {path: set() for path in self.store.file_paths() - versions.keys() if not Path(path).exists()}
-        self.report.removed += self.store.delete_other_versions(versions)
+        self.report.removed += self.store.delete_other_versions(versions, self._rewrite)
         return written
 
     def update_ref_doc(self, document: BaseNode) -> None:
@@ -244,8 +245,7 @@ class ColQwenIndex:
         """
         checked = self.store.check()
         pages = [page for page in self.store.get(checked.lost) if page.image_path and Path(page.image_path).exists()]
-        for some in gather(pages, _CHECK_PAGES):
-            self.store.add(some, self.embedder.embed_pages(some))
+        self._embed([seen_by(self.embedder, page) for page in pages])
         embedded = {page.page_id for page in pages}
         return replace(
             checked, embedded=len(embedded), lost=[page_id for page_id in checked.lost if page_id not in embedded]
@@ -545,6 +545,17 @@ class ColQwenIndex:
         return index_documents(
             documents, self.embedder, self.store, self.report, show_progress=show_progress, total=total or None
         )
+
+    def _rewrite(self, pages: Sequence[Page]) -> None:
+        """Store pages that are in fewer files now; those are embedded again whose vectors that changes."""
+        seen = [seen_by(self.embedder, page) for page in pages]
+        same = {page.page_id for page, now in zip(pages, seen, strict=True) if page.content_hash == now.content_hash}
+        self.store.update([page for page in seen if page.page_id in same])
+        self._embed([page for page in seen if page.page_id not in same])
+
+    def _embed(self, pages: Sequence[Page]) -> None:
+        for some in gather(pages, _EMBED_PAGES):
+            self.store.add(some, self.embedder.embed_pages(some))
 
 
 def _postprocessors(

@@ -19,7 +19,7 @@ from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import WriteBehind, check_stopped, gather, read_ahead
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, stream_pages
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, seen_by, stream_pages
 from llama_index_colqwen.errors import InvalidOptionError, NoPageImageError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import caption, page_from_node, with_image_on_disk
@@ -88,7 +88,7 @@ def index_documents(
     started = time.perf_counter()
     try:
         with tqdm(total=total, desc="Indexing pages", unit="page", disable=not show_progress, delay=1) as progress:
-            run = _Run(store, report, progress)
+            run = _Run(embedder, store, report, progress)
             _DISPATCHER.event(EmbeddingStartEvent(model_dict=model_details(embedder)))
             with (
                 WriteBehind(run.store_pages, _WRITE_PAGES) as writer,
@@ -108,10 +108,13 @@ def index_documents(
 class _Run:
     """The stages, and what they tell each other."""
 
-    def __init__(self, store: MilvusPageStore, report: IndexingReport, progress: tqdm[None]) -> None:
+    def __init__(
+        self, embedder: MultiVectorEmbedder, store: MilvusPageStore, report: IndexingReport, progress: tqdm[None]
+    ) -> None:
         self.page_ids: list[str | None] = []  # one a document; None for what is stored already, as it is
         self.written: set[str] = set()
         self.embedded: list[str] = []
+        self._embedder = embedder
         self._store = store
         self._report = report
         self._progress = progress
@@ -142,7 +145,9 @@ class _Run:
                 if before is None:
                     self._new.add(page.page_id)
                     before = _ABSENT
-                page = with_relative_image(_with_known_files(page, before), self._store.image_dir)
+                # With all its files: an embedder may read their names.
+                page = seen_by(self._embedder, _with_known_files(page, before))
+                page = with_relative_image(page, self._store.image_dir)
                 now = StoredState(page.content_hash, page.revision, tuple(files_of(page.metadata)))
                 self._states[page.page_id] = now
                 is_same = (now.content_hash, now.revision) == (before.content_hash, before.revision)

@@ -49,7 +49,7 @@ __all__ = [
     "word_boxes",
 ]
 
-HIDDEN_METADATA = ("file_path", "page_number", "document_id", "page_sha256", "text_source", "word_boxes")
+HIDDEN_METADATA = ("file_path", "page_number", "document_id", "page_sha256", "section", "text_source", "word_boxes")
 """Metadata that a language model has no use for: `file_name` and `page_label` are what it sees."""
 
 # What SimpleDirectoryReader excludes of every document it reads. It leaves a model the `file_path`, which pages hide: a

@@ -71,6 +71,8 @@ class RenderedPage:
         image: RGB.
         words: The text layer in reading order, a box a word; empty where there is none.
         text: The same words, joined by spaces and line ends: `text.split()` and `words` correspond one to one.
+        section: What the document's outline calls the parts that begin on the page, or else the one that goes on there;
+            empty where it has no outline.
     """
 
     page_number: int
@@ -78,6 +80,7 @@ class RenderedPage:
     image: Image.Image
     words: list[WordBox]
     text: str
+    section: str = ""
 
 
 @dataclass(frozen=True)

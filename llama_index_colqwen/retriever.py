@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, normalized, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, check_count
 from llama_index_colqwen.late_interaction.maxsim import rank
+from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import PageNode, PageWithScore, node_from_page, node_without_image
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.query import embed_query
@@ -55,8 +56,9 @@ class ColQwenRetriever(BaseRetriever):
         candidate_k: How many pages are scored exactly, in a collection too large to score them all; at least four for
             each that is returned.
         filters: Which pages to look at, by their metadata; nested as one likes, with any operator.
-        score: "maxsim", the sum over query tokens; or "normalized", divided by their number: in [-1, 1], and of the
-            size of cosine similarities, which score-adding fusion with other retrievers needs.
+        score: "maxsim", the sum over query tokens; or "normalized", divided by the most that it can be, which is their
+            number (with words, the sum of their weights): in [-1, 1], and of the size of cosine similarities, which
+            score-adding fusion with other retrievers needs.
         exact: Whether to score every page, however many there are.
         callback_manager: As for every LlamaIndex retriever, and so is `verbose`.
         verbose: Whether LlamaIndex prints what it does.
@@ -154,11 +156,10 @@ class ColQwenRetriever(BaseRetriever):
         candidate_k = max(self._candidate_k, _CANDIDATES_A_RESULT * self._similarity_top_k)
         candidates = self._store.candidates(query, candidate_k, self._filters, self._exact)
         ranked = rank(query, candidates, self._similarity_top_k)
-        scale = 1 / len(query) if self._score == "normalized" else 1.0
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
         # A page that was deleted between ranking and reading is left out.
         return [
-            PageWithScore(node=node_to_show(pages[page.page_id]), score=page.score * scale)
+            PageWithScore(node=node_to_show(pages[page.page_id]), score=self._scaled(page.score, query))
             for page in ranked
             if page.page_id in pages
         ]
@@ -166,6 +167,9 @@ class ColQwenRetriever(BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The default would run _retrieve on the event loop.
         return await asyncio.to_thread(self._retrieve, query_bundle)
+
+    def _scaled(self, score: float, query: MultiVector) -> float:
+        return normalized(self._embedder, query, score) if self._score == "normalized" else score
 
 
 def node_to_show(page: Page) -> PageNode:

@@ -13,12 +13,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llama_index_colqwen import ColQwenEmbedder
+from llama_index_colqwen import ColQwenEmbedder, LexicalEmbedder
+from llama_index_colqwen.embedders.lexical import WordWeights
+from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.reading import ocr
 from tests.checkpoints import keep_in_cache
+from tests.fakes import unit_rows
 from tests.recording_llm import SeeingLLM
+from tests.test_index import make_document
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +78,7 @@ def test_python_of_the_readme_runs_as_it_stands(
     names: dict[str, Any] = {"vision_llm": SeeingLLM()}
     with serve(ColQwenEmbedder(device="cpu")) as url:
         blocks = re.findall(r"```python\n(.*?)```", text.replace("http://127.0.0.1:8000", url), re.DOTALL)
-        assert len(blocks) == 11
+        assert len(blocks) == 12
         for block in blocks:
             before = names.get("index")
             exec(compile(block, "README.md", "exec"), names)
@@ -104,15 +109,48 @@ def test_samples_are_what_their_script_draws(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quality_benchmark_measures_the_samples(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), "--pdfs", str(ROOT / "examples" / "pdfs")]
-    command += ["--questions", str(ROOT / "examples" / "questions.jsonl"), "--ocr", "never"]
+    command += ["--questions", str(ROOT / "examples" / "questions.jsonl"), "--ocr", "never", "--cv"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     line = json.loads(run.stdout.splitlines()[-1])
     assert (line["embedder"], line["pages"], line["questions"]) == ("lexical", 17, 20)
     for scope in ("corpus", "within"):
-        for figures in (line[scope], line["bm25"][scope]):
+        for figures in (line[scope], line["bm25"][scope], line["cv"][scope]):
             assert set(figures) == {"hit@1", "hit@5", "ndcg@5"}
             # the 5 questions on the scan cannot be found without OCR, but by chance
             assert 0.7 <= figures["hit@1"] <= figures["hit@5"] <= 1
+    lost, stopped = line["cutoffs"]["0.3"]
+    assert lost <= 0.25
+    assert stopped > 0.9
+
+
+def test_quality_scores_in_memory_are_maxsim() -> None:
+    all_scores = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))["all_scores"]
+    shared = unit_rows(1, 1)
+    queries = [np.concatenate([shared, unit_rows(2, 2)]), unit_rows(3, 3), np.concatenate([unit_rows(4, 1), shared])]
+    pages = [unit_rows(5, 4), unit_rows(6, 1)]
+    expected = [[maxsim(query, page) for page in pages] for query in queries]
+    np.testing.assert_allclose(all_scores(queries, pages), expected, atol=1e-6)
+
+
+def test_quality_chooses_weights_by_the_questions_of_other_documents(tmp_path: Path) -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
+    words = ["anchor", "windlass", "barnacle", "herring", "turbidity"]
+    filler = " ".join(f"filler{number}" for number in range(40))  # so that no page's first words are the question's
+
+    def choose(file_names: list[str]) -> tuple[set[float], list[float]]:
+        pages = [f"{filler} {word}" for word in words]
+        documents = [
+            make_document(tmp_path, 1, text, name, file_name=f"{name}.pdf")
+            for text, name in zip(pages, file_names, strict=True)
+        ]
+        questions = [
+            names["Question"](word, word, f"{name}.pdf", (1,)) for word, name in zip(words, file_names, strict=True)
+        ]
+        found, chosen = names["cross_validate"](documents, questions, LexicalEmbedder())
+        return {weights.file_name for weights in chosen}, found["corpus"]["hit@1"].tolist()
+
+    assert choose([f"report {number}" for number in range(5)]) == ({WordWeights().file_name}, [1.0] * 5)  # as it is
+    assert choose([*words[1:], words[0]]) == ({0.0}, [1.0] * 5)  # each file has the name of another's word
 
 
 def test_quality_measures_count_by_hand() -> None:

@@ -253,6 +253,16 @@ def test_from_existing_opens_with_the_embedder_of_the_collection(tmp_path: Path)
     index.store.close()
 
 
+def test_collection_of_an_earlier_version_of_the_embedder_says_to_index_again(tmp_path: Path) -> None:
+    uri = tmp_path / "pages.db"
+    with MilvusPageStore(uri) as store:
+        store.open(EmbedderFingerprint("lexical", "1", 256, {"language": "en"}))
+    with pytest.raises(FingerprintMismatchError, match="made by lexical .revision 1, .* or index again with overwrite"):
+        ColQwenIndex.from_existing(uri)
+    with ColQwenIndex.from_documents([make_document(tmp_path, 1)], uri=uri, overwrite=True) as index:
+        assert index.store.count() == 1
+
+
 def test_overwrite_is_needed_to_change_the_embedder(tmp_path: Path) -> None:
     uri, documents = tmp_path / "pages.db", [make_document(tmp_path, 1)]
     ColQwenIndex.from_documents(documents, CountingEmbedder(), uri=uri, show_progress=False).store.close()
@@ -437,6 +447,36 @@ def test_page_knows_every_file_it_is_in_and_stays_while_it_is_in_one(
         assert index.report.removed == 2
         assert index.store.count() == 1
         store.clear()
+
+
+def test_embedder_that_reads_file_names_embeds_again_what_has_another_name(tmp_path: Path) -> None:
+    """Every name that the page's files have now counts, and no other."""
+
+    def best_score(index: ColQwenIndex, query: str) -> float:
+        return index.as_retriever(similarity_top_k=1).retrieve(query)[0].score or 0.0
+
+    def names(*names: str) -> list[ImageDocument]:
+        return [in_file(tmp_path, name, number) for name in names for number in (1, 2)]
+
+    with ColQwenIndex(MilvusPageStore(tmp_path / "x.db"), "lexical", image_dir=tmp_path) as index:
+        index.refresh_ref_docs(names("turbidity.pdf"))
+        index.refresh_ref_docs(names("turbidity.pdf"))
+        assert counts(index.report) == (0, 0, 2, 0)
+        assert best_score(index, "turbidity") > 0.5 > best_score(index, "barnacles")
+        index.refresh_ref_docs(names("turbidity.pdf", "barnacles.pdf"))  # a copy
+        assert min(best_score(index, "turbidity"), best_score(index, "barnacles")) > 0.5
+        index.refresh_ref_docs(names("barnacles.pdf"), delete_missing=True)  # the first one is on no disk
+        assert best_score(index, "barnacles") > 0.5 > best_score(index, "turbidity")
+        index.refresh_ref_docs(names("barnacles.pdf"))
+        assert counts(index.report) == (0, 0, 2, 0)
+
+
+def test_embedder_that_reads_no_file_names_keeps_the_vectors_of_a_renamed_file(
+    index: ColQwenIndex, tmp_path: Path
+) -> None:
+    index.insert(in_file(tmp_path, "old.pdf", 1))
+    index.insert(in_file(tmp_path, "new.pdf", 1))
+    assert len(index.embedder.embedded) == 1  # type: ignore[attr-defined]
 
 
 def test_documents_of_ones_own_that_share_a_file_all_stay(index: ColQwenIndex, tmp_path: Path) -> None:

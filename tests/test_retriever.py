@@ -15,6 +15,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.llms.mock import MockLLM
+from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import ImageNode, MetadataMode, QueryBundle
@@ -161,6 +162,24 @@ def test_normalized_score_is_per_query_token(index: ColQwenIndex) -> None:
     assert numbers(plain) == numbers(normalized) == [2, 4]
     assert [hit.score for hit in plain] == pytest.approx([1.4, 1.4], abs=0.01)
     assert [hit.score for hit in normalized] == pytest.approx([0.7, 0.7], abs=0.005)
+
+
+def test_normalized_score_of_words_is_the_share_of_their_weight_that_a_page_has(tmp_path: Path) -> None:
+    texts = ["barnacle " * 200, "the barnacle", "", "turbidity of the inner basin in week sixteen"]
+    documents = [make_document(tmp_path, number, text) for number, text in enumerate(texts, 1)]
+    with ColQwenIndex.from_documents(documents, "lexical", uri=tmp_path / "words.db", show_progress=False) as index:
+        retriever = index.as_retriever(similarity_top_k=4, score="normalized")
+        scores = {hit.metadata["page_number"]: hit.score or 0 for hit in retriever.retrieve("the barnacle")}
+        assert 0.98 < scores[1] <= 1.0
+        assert scores[2] > 0.9
+        assert scores[3] >= -1.0
+        cutoff = SimilarityPostprocessor(similarity_cutoff=0.3)
+        for query, expected in (
+            ("How turbid was the basin?", [4]),
+            ("Which feast ends Ramadan?", []),
+            ("zoblik wernat", []),
+        ):
+            assert numbers(cutoff.postprocess_nodes([*retriever.retrieve(query)])) == expected
 
 
 def test_ranking_equals_exact_maxsim_over_all_pages(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ Knows nothing of any one embedder.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 from llama_index_colqwen.concurrency import gather
@@ -16,14 +18,20 @@ from llama_index_colqwen.pages import Page
 
 __all__ = [
     "MultiVectorEmbedder",
+    "highest_score",
+    "normalized",
     "page_words",
     "query_tokens",
     "recommended_candidate_vectors",
+    "seen_by",
     "sees_images",
     "stream_pages",
 ]
 
 _BATCH_PAGES = 16
+
+# Of hashes in hex: with the dash, the 64 characters that the store keeps.
+_CONTENT_DIGITS, _CONTEXT_DIGITS = 47, 16
 
 
 @runtime_checkable
@@ -38,7 +46,10 @@ class MultiVectorEmbedder(Protocol):
     - `query_tokens(query) -> list[str]`, what each row of the query's multi-vector stands for, such as a word or a part
       of one, or "" for what is no word of it, such as what the model adds;
     - `page_words(page) -> list[list[int]]`, where rows of a page's multi-vector stand for words: for each row, its
-      words as indexes into `page.text.split()`, or none of them.
+      words as indexes into `page.text.split()`, or none of them;
+    - `page_context(page) -> str`, all that it reads of a page besides image and text, such as the file's name: a page
+      is embedded again when that changes;
+    - `highest_score(query) -> float`, what no page's MaxSim exceeds, where not all vectors of a query count the same.
     """
 
     @property
@@ -64,6 +75,37 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
     """Return how many vectors of a page a Milvus server should search, if the embedder has a `candidate_vectors`."""
     number: int | Literal["all"] | None = getattr(embedder, "candidate_vectors", None)
     return number
+
+
+def highest_score(embedder: MultiVectorEmbedder, query: MultiVector) -> float:
+    """Return the most that a page can score for a query, above 0: the number of its vectors, or what the embedder says.
+
+    Args:
+        embedder: The one that made the query.
+        query: Float32, shape (num_query_tokens, dim), unit rows.
+    """
+    own = getattr(embedder, "highest_score", None)
+    return float(len(query)) if own is None else float(own(query))
+
+
+def normalized(embedder: MultiVectorEmbedder, query: MultiVector, score: float) -> float:
+    """Divide a page's MaxSim by the most that it can be for the query; in [-1, 1]."""
+    # A page without words is further from a query of light words than any of its words can be near.
+    return max(-1.0, score / highest_score(embedder, query))
+
+
+def seen_by(embedder: MultiVectorEmbedder, page: Page) -> Page:
+    """Return the page with a `content_hash` that changes whenever the embedder would make other vectors of it.
+
+    That is the hash of image and text, which is all that most embedders see, or one with the `page_context` in it.
+    """
+    context = getattr(embedder, "page_context", None)
+    if context is None:
+        return page
+    digest = hashlib.sha256(context(page).encode("utf-8", "surrogatepass")).hexdigest()
+    # In the place of an earlier context's, of which the first part is free: a stored page can be given another context.
+    content = page.content_hash.partition("-")[0][:_CONTENT_DIGITS]
+    return replace(page, content_hash=f"{content}-{digest[:_CONTEXT_DIGITS]}")
 
 
 def sees_images(embedder: MultiVectorEmbedder) -> bool:

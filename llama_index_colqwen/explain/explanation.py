@@ -18,6 +18,7 @@ from PIL import ExifTags
 
 from llama_index_colqwen.embedders.protocol import (
     MultiVectorEmbedder,
+    normalized,
     page_words,
     query_tokens,
     recommended_candidate_vectors,
@@ -366,7 +367,14 @@ def explain(
             asked = {plain for text in texts for word in text.split() if (plain := _plain(word))}
             tokens = [_by_text(match, name, asked, boxes) for match, name in zip(tokens, names, strict=True)]
     explanation = Explanation(" ".join(texts), page, tokens, kind, corners, grid, notes)
-    if isinstance(hit, NodeWithScore) and hit.score is not None and not _is_score(hit.score, explanation):
+    if (
+        isinstance(hit, NodeWithScore)
+        and hit.score is not None
+        and not any(
+            math.isclose(hit.score, known, rel_tol=1e-3, abs_tol=1e-3)
+            for known in (explanation.score, normalized(embedder, query_vectors, explanation.score))
+        )
+    ):
         notes.append(
             f"The hit has the score {hit.score:.4f}, and this explains {explanation.score:.4f}: the hit is of another "
             "query or embedder, or its score was changed since, as by a reranker."
@@ -446,11 +454,6 @@ def _by_text(match: TokenMatch, name: str | None, asked: set[str], boxes: Sequen
 
 def _plain(word: str) -> str:
     return "".join(character for character in word.casefold() if character.isalnum())
-
-
-def _is_score(score: float, explanation: Explanation) -> bool:
-    known = (explanation.score, explanation.score / len(explanation.tokens))
-    return any(math.isclose(score, one, rel_tol=1e-3, abs_tol=1e-3) for one in known)
 
 
 def _box(corners: npt.NDArray[np.float64]) -> Box:

@@ -46,6 +46,10 @@ _MAX_DPI = 300
 
 _PDFIUM_PASSWORD_ERROR = 4
 
+# Of outlines: more is no help to anybody, and a damaged file may have any number.
+_MAX_ENTRIES = 10_000
+_MAX_SECTION = 500  # characters
+
 
 @dataclass(frozen=True)
 class PdfJob:
@@ -196,6 +200,7 @@ def _render_here(job: PdfJob) -> Iterator[int | RenderedPage | DocumentError]:
             yield from _draw_alone_with_poppler(job, indexes)
             return
         labels = _outline_labels(pdf) if job.outline_labels else {}
+        sections = _sections(pdf) if job.extract_text else {}
         for start in range(0, len(indexes), _POPPLER_PAGES):
             some = indexes[start : start + _POPPLER_PAGES]
             placed = {index: _place_page(pdf, index, job) for index in some}
@@ -209,15 +214,15 @@ def _render_here(job: PdfJob) -> Iterator[int | RenderedPage | DocumentError]:
                     yield image
                 else:
                     page = _read_page(pdf, index, job, placement, image)
-                    yield replace(page, page_label=labels[index]) if index in labels else page  # type: ignore[type-var]
+                    if isinstance(page, RenderedPage):
+                        label = labels.get(index, page.page_label)
+                        page = replace(page, page_label=label, section=sections.get(index, ""))
+                    yield page
 
 
 def _outline_labels(pdf: pypdfium2.PdfDocument) -> dict[int, str]:
     """Name pages by the entry of the outline that is at or before them: "Costs", "Costs (2)"."""
-    with PDFIUM_LOCK:
-        entries = [(entry.get_dest(), entry.get_title()) for entry in pdf.get_toc(max_depth=1)]
-        starts = {dest.get_index(): title for dest, title in entries if dest is not None}
-        count = len(pdf)
+    starts, count = dict(_outline(pdf, max_depth=1)), _count_open(pdf)
     labels: dict[int, str] = {}
     first, title = 0, ""
     for index in range(count):
@@ -226,6 +231,42 @@ def _outline_labels(pdf: pypdfium2.PdfDocument) -> dict[int, str]:
         if title:
             labels[index] = title if index == first else f"{title} ({index - first + 1})"
     return labels
+
+
+def _sections(pdf: pypdfium2.PdfDocument) -> dict[int, str]:
+    """Title pages by the outline, whatever its levels: by all parts that begin there, or by the one that goes on."""
+    starts: dict[int, list[str]] = {}
+    for index, title in _outline(pdf):
+        starts.setdefault(index, []).append(title)
+    sections: dict[int, str] = {}
+    title = ""
+    for index in range(_count_open(pdf)) if starts else ():
+        titles = starts.get(index)
+        if section := "; ".join(titles) if titles else title:
+            sections[index] = section[:_MAX_SECTION]
+        title = titles[-1] if titles else title
+    return sections
+
+
+def _outline(pdf: pypdfium2.PdfDocument, max_depth: int = 15) -> list[tuple[int, str]]:
+    """Return the outline's entries, in its order, with the place of the page that each one leads to."""
+    entries: list[tuple[int, str]] = []
+    with PDFIUM_LOCK:
+        for entry in itertools.islice(pdf.get_toc(max_depth), _MAX_ENTRIES):
+            try:
+                title = " ".join(entry.get_title().split())
+            except UnicodeDecodeError:
+                continue
+            dest = entry.get_dest()
+            index = None if dest is None else dest.get_index()
+            if index is not None and title:
+                entries.append((index, title))
+    return entries
+
+
+def _count_open(pdf: pypdfium2.PdfDocument) -> int:
+    with PDFIUM_LOCK:
+        return len(pdf)
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,9 @@ class PDFPageReader(BasePydanticReader):
     Every document has the page's text (text layer, or OCR), its image (`image_path` with `image_dir`, else inline as
     base64 JPEG), and this metadata: `file_name` and `page_label`, which a language model sees, and, hidden from it,
     `file_path`, `page_number` (1-based), `document_id`, `page_sha256` (of the image), `text_source` ("text-layer",
-    "ocr" or "none") and `word_boxes` (see `pages.unpack_boxes`). What is not UTF-8 in a file's name is U+FFFD in its
-    `file_name`, and an escape in its `file_path`, which so is no other file's, but opens none.
+    "ocr" or "none"), `word_boxes` (see `pages.unpack_boxes`) and, where a PDF has an outline, `section` (what it calls
+    the parts that begin on the page, or else the one that goes on there). What is not UTF-8 in a file's name is U+FFFD
+    in its `file_name`, and an escape in its `file_path`, which so is no other file's, but opens none.
 
     Attributes:
         image_dir: Where page images are written, once: a second reading writes nothing. What OCR read and what
@@ -464,6 +465,7 @@ class PDFPageReader(BasePydanticReader):
             "document_id": document_id,
             "page_sha256": image_sha256(image.data),
             "text_source": text_source,
+            **({"section": page.section} if page.section else {}),
             "word_boxes": pack_boxes(words),
         }
         return _Page(self._to_document(document_id, page.page_number, image, text, metadata), lacks_text)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -344,13 +344,16 @@ class MilvusPageStore:
                 found |= _by_id(search.find(chosen.expression, chosen.keeps))
             return self._delete(list(found.values()))
 
-    def delete_other_versions(self, versions: Mapping[str, Collection[str]]) -> int:
+    def delete_other_versions(
+        self, versions: Mapping[str, Collection[str]], rewrite: Callable[[list[Page]], None] | None = None
+    ) -> int:
         """Delete the pages of what files held before.
 
         A page whose file has other places, too, stays there.
 
         Args:
             versions: By `file_path`, the ids of the documents that the file holds now: none if it is gone.
+            rewrite: Given the pages that stay, in fewer files, in place of `update`.
 
         Returns:
             How many pages were deleted.
@@ -371,7 +374,7 @@ class MilvusPageStore:
             found = search.find(chosen.expression, lambda entry: current(entry) != files_of(entry.metadata))
             gone = [entry for entry in found if not current(entry)]
             kept = {entry.page_id: current(entry) for entry in found if current(entry)}
-            self.update([with_files(page, kept[page.page_id]) for page in self.get(list(kept))])
+            (rewrite or self.update)([with_files(page, kept[page.page_id]) for page in self.get(list(kept))])
             return self._delete(gone)
 
     def clear(self) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def test_it_is_an_embedder_and_every_vector_is_a_float32_unit_row() -> None:
 def test_rows_of_queries_and_pages_are_named() -> None:
     embedder = LexicalEmbedder()
     query = "Which sensors, and which sensor, of the salt-spray test?"
-    assert embedder.query_tokens(query) == ["which", "sensors", "salt", "spray", "test"]
-    assert len(embedder.embed_queries([query])[0]) == 5
+    assert embedder.query_tokens(query) == ["which", "sensors", "salt", "spray", "saltspray", "test"]
+    assert len(embedder.embed_queries([query])[0]) == 6
     page = make_page("1", "The harbour of\nthe Harbour, and its salt-spray cranes; 35 °C: crane.")
     rows = embedder.page_words(page)
     [vectors] = embedder.embed_pages([page])
@@ -64,7 +65,8 @@ def test_names_of_a_long_query_are_as_many_as_its_rows() -> None:
 
 
 def test_a_page_has_one_vector_per_unique_word_without_stop_words() -> None:
-    [vectors] = LexicalEmbedder().embed_pages([make_page("1", "the harbour of the harbour and its cranes, its crane")])
+    page = make_page("1", "the harbour of the harbour and its cranes, its crane", file_name="the.pdf")
+    [vectors] = LexicalEmbedder().embed_pages([page])
     # harbour; crane and cranes share a stem; "its" is no stop word by frequency alone
     assert len(vectors) == 3
 
@@ -86,6 +88,94 @@ def test_the_page_with_the_words_wins(query: str, winner: int) -> None:
         "Photovoltaics cover the roof of the shed.",
     ]
     assert best(query, texts) == winner
+
+
+FILLER = " ".join(f"filler{number}" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata"),
+    [
+        (f"turbidity {FILLER} sample", {}),
+        (f"{FILLER} sample\nFigure 3: turbidity", {}),
+        (f"{FILLER} sample turbidity", {"section": "Turbidity"}),
+        (f"{FILLER} sample turbidity", {"file_name": "turbidity_2023.pdf"}),
+        (f"{FILLER} sample turbidity", {"file_names": ["a.pdf", "turbidity.pdf"], "file_paths": ["a", "b"]}),
+    ],
+    ids=["first words", "caption", "section", "file name", "one of several file names"],
+)
+def test_word_counts_more_where_it_tells_what_the_page_is_about(text: str, metadata: dict[str, Any]) -> None:
+    embedder = LexicalEmbedder()
+    pages = [make_page("1", f"{FILLER} sample turbidity"), make_page("2", text, **metadata)]
+    [query] = embedder.embed_queries(["turbidity"])
+    plain, telling = (maxsim(query, page) for page in embedder.embed_pages(pages))
+    assert telling > plain + 0.05
+    assert embedder.page_context(pages[0]) == "document\n"
+
+
+def test_file_names_and_sections_are_the_context_in_whatever_order_files_come() -> None:
+    contexts = [
+        LexicalEmbedder().page_context(
+            make_page("1", text, section="Method", file_name=names[0], file_names=names, file_paths=["a", "b"])
+        )
+        for text, names in (("one", ["x-1.final.pdf", "y.pdf"]), ("other", ["y.pdf", "x-1.final.pdf"]))
+    ]
+    assert contexts == ["x 1 final\ny\nMethod"] * 2
+
+
+def test_copies_of_a_file_count_its_name_once() -> None:
+    paths: dict[str, Any] = {"file_names": ["basin.pdf", "basin (1).pdf"], "file_paths": ["a", "b"]}
+    embedder = LexicalEmbedder()
+    one, two = embedder.embed_pages(
+        [make_page("1", "text", file_name="basin.pdf"), make_page("2", "text", file_name="basin.pdf", **paths)]
+    )
+    [query] = embedder.embed_queries(["basin"])
+    assert maxsim(query, one) == pytest.approx(maxsim(query, two))
+
+
+def test_page_without_text_is_blank_whatever_its_file_is_called() -> None:
+    embedder = LexicalEmbedder()
+    [vectors] = embedder.embed_pages([make_page("1", " ", file_name="turbidity.pdf", section="Turbidity")])
+    assert maxsim(embedder.embed_queries(["turbidity"])[0], vectors) < 0
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "other"),
+    [
+        ("email", "the e-mail server", "the mail server"),
+        ("e-mail", "the email server", "the mailed server"),
+        ("state-of-the-art", "a state-of-the-art sensor", "art of the state: a sensor"),
+        ("1234.5", "came to 1,234.5 thousand", "came to 1,234 and 5.5"),
+        ("1,234,567", "came to 1234567", "came to 1,234.567"),
+        ("45 kg", "weighs 45kg", "weighs 54kg"),
+        ("Q3 of FY2019", "results of Q3, FY2019", "results of Q4, FY2018"),
+        ("2019 results", "results of FY2019", "results of FY2018"),
+        ("cafe Munchen", "das Café in München", "das Cafeteria in Menschen"),
+        ("Café", "café", "cafe"),
+        ("efficient office", "e\ufb03cient o\ufb03ce", "sufficient officer"),
+        ("turbidity", "tur\u00adbid\u00adity", "turbine"),
+        ("Αθήνα", "ΑΘΗΝΑ", "ΑΘΑΝΑΣΙΟΣ"),
+    ],
+)
+def test_word_is_found_however_it_is_written(query: str, text: str, other: str) -> None:
+    assert best(query, [other, text]) == 1
+
+
+@pytest.mark.parametrize(
+    "torn", ["集 装 箱 数 量", "集\n装\n箱\n数\n量", "港口有集装\n箱数量很多"], ids=["spaced", "vertical", "wrapped"]
+)
+def test_chinese_that_spaces_or_line_ends_tear_is_whole(torn: str) -> None:
+    assert best("集装箱数量", ["集中装置箱子", torn]) == 1
+    [whole, parted] = LexicalEmbedder().embed_pages([make_page("1", "".join(torn.split())), make_page("2", torn)])
+    np.testing.assert_array_equal(whole, parted)
+
+
+def test_rows_of_names_sections_and_torn_runs_stand_for_the_words_of_the_text_that_are_theirs() -> None:
+    page = make_page("1", "集 装 箱 e-mail basin", file_name="turbidity.pdf", section="Basin")
+    [vectors] = LexicalEmbedder().embed_pages([page])
+    rows = LexicalEmbedder().page_words(page)
+    assert len(rows) == len(vectors)
+    assert rows == [[0, 1], [1, 2], [3], [3], [3], [4], []]  # 集装, 装箱, e, mail, email, basin; turbidity
 
 
 def test_a_rare_word_outweighs_a_common_one() -> None:
@@ -163,7 +253,7 @@ def test_scripts_without_spaces_are_found_by_pairs_of_characters(script: str) ->
 
 
 def test_words_with_combining_marks_stay_whole() -> None:
-    [vectors] = LexicalEmbedder("hi").embed_pages([make_page("1", "हिन्दी")])
+    [vectors] = LexicalEmbedder("hi").embed_pages([make_page("1", "हिन्दी", file_name="हिन्दी.pdf")])
     assert len(vectors) == 1
 
 

@@ -32,6 +32,7 @@ from llama_index_colqwen import (
     WordBox,
     word_boxes,
 )
+from llama_index_colqwen.embedders.protocol import normalized
 from llama_index_colqwen.explain import explain
 from llama_index_colqwen.pages import pack_boxes
 from llama_index_colqwen.testing import FakeEmbedder
@@ -109,7 +110,8 @@ def test_shares_add_up_to_the_score_that_the_page_was_found_with(samples: ColQwe
 def test_a_normalized_score_is_explained_too(samples: ColQwenIndex) -> None:
     [hit] = samples.as_retriever(similarity_top_k=1, score="normalized").retrieve(QUESTION)
     found = samples.explain(QUESTION, hit)
-    assert found.score / len(found.tokens) == pytest.approx(hit.score, abs=1e-5)
+    [query] = samples.embedder.embed_queries([QUESTION])
+    assert normalized(samples.embedder, query, found.score) == pytest.approx(hit.score, abs=1e-5)
     assert found.notes == []
 
 

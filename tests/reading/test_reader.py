@@ -23,6 +23,7 @@ from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.schema import BaseNode, Document, ImageDocument, MetadataMode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from PIL import Image
+from reportlab.pdfgen.canvas import Canvas
 
 from llama_index_colqwen import (
     ColQwenError,
@@ -716,6 +717,26 @@ def test_error_in_a_folder_says_where_the_file_is_and_how_far_reading_came(
         assert len(reader(num_workers=number_of_workers, on_error="skip").load_data(tmp_path)) == 4
     with pytest.raises(UnreadableDocumentError, match=r"^report\.pdf: the PDF is truncated[^;]*\)\.$|poppler"):
         reader().load_data(tmp_path / "2024" / "report.pdf")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_pages_have_the_titles_that_the_outline_gives_their_section(tmp_path: Path, workers: int) -> None:
+    canvas = Canvas(str(tmp_path / "outlined.pdf"))
+    canvas.setTitle("outlined")
+    entries = {2: [("Method", 0), ("Sensors\n and  cranes", 1)], 4: [("Findings", 0), ("x" * 1000, 1)]}
+    for number in range(1, 6):
+        for title, level in entries.get(number, []):
+            canvas.bookmarkPage(title)
+            canvas.addOutlineEntry(title, title, level=level)
+        canvas.drawString(72, 72, f"page {number}")
+        canvas.showPage()
+    canvas.save()
+    documents = reader(num_workers=workers).load_data(tmp_path)
+    sections = [document.metadata.get("section") for document in documents]
+    assert sections[:3] == [None, "Method; Sensors and cranes", "Sensors and cranes"]
+    assert sections[3] == ("Findings; " + "x" * 1000)[:500] and sections[4] == "x" * 500
+    assert all("Method" not in document.get_content(MetadataMode.LLM) for document in documents)
+    assert all("section" not in document.metadata for document in reader(extract_text=False).load_data(tmp_path))
 
 
 def test_how_many_pages_there_will_be_is_known_where_it_is_cheap(
