@@ -325,12 +325,14 @@ def explain(
         FingerprintMismatchError: If another embedder, or another revision of it, made the collection.
         InvalidOptionError: If the page is not in the store, or was stored anew with other content since it was found.
         StoreError: If its vectors are lost.
-        QueryError: If the query is empty.
+        QueryError: If the query is empty, or has an image.
         ModelError: If the embedder's `query_tokens` or `page_words` do not go with its vectors.
     """
     node = hit.node if isinstance(hit, NodeWithScore) else hit
     if not isinstance(node, BaseNode):
         raise InvalidOptionError(f"A hit is a NodeWithScore or a node; got {type(hit).__name__}.")
+    if isinstance(query, QueryBundle) and query.image_path is not None:
+        raise QueryError("The query has an image, and explanations are of words: give the words that were asked.")
     texts = [query] if isinstance(query, str) else query.embedding_strs
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:

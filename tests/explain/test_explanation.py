@@ -265,6 +265,8 @@ def test_a_hit_of_another_query_is_noted(tmp_path: Path) -> None:
 def test_an_empty_query_is_refused(samples: ColQwenIndex, query: str | QueryBundle) -> None:
     with pytest.raises(QueryError, match="The query is empty"):
         samples.explain(query, samples.nodes()[0])
+    with pytest.raises(QueryError, match="explanations are of words"):
+        samples.explain(QueryBundle("drift", image_path="page.png"), samples.nodes()[0])
 
 
 def test_a_bundle_is_explained_as_it_is_asked(samples: ColQwenIndex) -> None:
