@@ -331,12 +331,7 @@ def explain(
     node = hit.node if isinstance(hit, NodeWithScore) else hit
     if not isinstance(node, BaseNode):
         raise InvalidOptionError(f"A hit is a NodeWithScore or a node; got {type(hit).__name__}.")
-    if isinstance(query, QueryBundle) and query.image_path is not None:
-        raise QueryError("The query has an image, and explanations are of words: give the words that were asked.")
-    texts = [query] if isinstance(query, str) else query.embedding_strs
-    texts = [text.strip() for text in texts if text.strip()]
-    if not texts:
-        raise QueryError("The query is empty: give the words that were asked.")
+    texts = _asked(query)
     store.open(embedder.fingerprint, recommended_candidate_vectors(embedder))
     page = _stored(node, store)
     stored = store.vectors([page.page_id])
@@ -461,3 +456,14 @@ def _plain(word: str) -> str:
 def _box(corners: npt.NDArray[np.float64]) -> Box:
     left, top, right, bottom = corners.tolist()
     return left, top, right, bottom
+
+
+def _asked(query: str | QueryBundle) -> list[str]:
+    """Return the texts of a query."""
+    if isinstance(query, QueryBundle) and query.image_path is not None:
+        raise QueryError("The query has an image, and explanations are of words: give the words that were asked.")
+    texts = [query] if isinstance(query, str) else query.embedding_strs
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise QueryError("The query is empty: give the words that were asked.")
+    return texts
