@@ -24,7 +24,7 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -255,6 +255,22 @@ class LexicalEmbedder:
             idf[stem(word)] = max(self._idf(word), idf.get(stem(word), 0.0))
         weights = np.array(list(idf.values())) * (_MAX_QUERY_WEIGHT / _idf_of(_UNKNOWN_FREQUENCY))
         return _with_slack(idf, weights, _QUERY_SLACK)
+
+    # ---- the words alone, for a text search beside the vectors
+
+    def split_texts(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Split the texts of pages into the words that are compared: stems, stop words too."""
+        stem = self._stemmer()
+        for text in texts:
+            yield [stem(word) for word in _words(text)]
+
+    def query_words(self, text: str) -> list[str]:
+        """Split a query into such words: each once, stop words left out where others are left."""
+        stem = self._stemmer()
+        words = list(_words(text))
+        return list(dict.fromkeys(stem(word) for word in [one for one in words if self._idf(one) > _MIN_IDF] or words))
+
+    # ---- inside
 
     def _idf(self, word: str) -> float:
         rarest = _NUMBER_FREQUENCY if word[0].isdigit() else _UNKNOWN_FREQUENCY

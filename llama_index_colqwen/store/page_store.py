@@ -31,11 +31,11 @@ from llama_index_colqwen.errors import (
     check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
-from llama_index_colqwen.late_interaction.maxsim import Candidate
+from llama_index_colqwen.late_interaction.maxsim import Candidate, RankedPage
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
 from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
 from llama_index_colqwen.store.connection import MilvusConnection, is_local, normalise_uri, quote, split_credentials
-from llama_index_colqwen.store.filters import any_of, page_filter
+from llama_index_colqwen.store.filters import PageFilter, any_of, page_filter
 from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.milvus_search import MilvusSearch
 from llama_index_colqwen.store.native_search import NativeSearch
@@ -65,6 +65,7 @@ from llama_index_colqwen.store.schema import (
 from llama_index_colqwen.store.search import CandidateSearch, NewPage
 from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
+from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordSplitter
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables
 
@@ -76,6 +77,7 @@ __all__ = ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"]
 _WRITE_PAGES = 16
 _CANDIDATE_VECTORS = 128  # of 600 pages, the 100 best by 64 have .79 of the ten best; by 128, .98
 _CACHE_BYTES = 8 << 30
+_LOOKED_AT = 4  # pages that are looked at for each that is wanted, before all that a filter keeps are found
 
 
 @dataclass(frozen=True)
@@ -527,6 +529,27 @@ class MilvusPageStore:
             raise QueryError("The query's vectors are not finite: the embedder failed.")
         return opened.search.candidates(query, candidate_k, page_filter(filters), exact)
 
+    def rank_texts(
+        self, queries: Sequence[str], words: WordSplitter, top_k: int, filters: MetadataFilters | None = None
+    ) -> TextRanking:
+        """Rank pages by BM25 over their text (its first 65,535 bytes) and their files' names.
+
+        The first call reads all texts, and keeps their words in memory; later ones read what has changed.
+
+        Args:
+            queries: Texts whose words are looked for, all of them at once.
+            words: What splits texts into words: always the same one, or all texts are read again.
+            top_k: How many pages to return; fewer if fewer have any of the words.
+            filters: Of metadata; pages that do not match do not take the place of any.
+
+        Raises:
+            InvalidOptionError: If `top_k` is below 1, or a filter's value does not go with its operator.
+        """
+        opened, chosen = self._require_open(), page_filter(filters)
+        check_count("top_k", top_k)
+        ranking = opened.texts.rank(queries, words)
+        return replace(ranking, pages=_kept(ranking.pages, top_k, opened.search, chosen))
+
     # ---- the same, for the event loop
 
     aopen = in_thread(open)
@@ -545,6 +568,7 @@ class MilvusPageStore:
     acheck = in_thread(check)
     aget = in_thread(get)
     avectors = in_thread(vectors)
+    arank_texts = in_thread(rank_texts)
 
     async def acandidates(
         self,
@@ -728,7 +752,7 @@ class MilvusPageStore:
         if description.ann_index is None or description.candidate_vectors is None:
             use = SharedUse(self._key, self, description.generation, lambda: self._make_shared(description, cache))
             shared = use.collection
-            self._opened = _Opened(description, cache, shared.vectors, shared.search, use)
+            self._opened = _Opened(description, cache, shared.vectors, shared.search, shared.texts, use)
         else:
             vectors = VectorTables(self._connection, self.collection_name, description, sharded=False)
             way = NativeSearch if description.ann_index.native else MilvusSearch
@@ -742,7 +766,8 @@ class MilvusPageStore:
                 # What searching takes is the reader's to say, and not the collection's.
                 self._ann_index or description.ann_index,
             )
-            self._opened = _Opened(description, cache, vectors, search, None)
+            texts = TextSearch(self._pages, self.is_local)
+            self._opened = _Opened(description, cache, vectors, search, texts, None)
         self._fingerprint = description.embedder
         return self._opened
 
@@ -751,7 +776,7 @@ class MilvusPageStore:
         vectors = VectorTables(connection, self.collection_name, description, sharded=True)
         pages = MilvusTable(connection, self.collection_name, "page_id")
         search = LiteSearch(connection, pages, vectors, cache, description.embedder.dim)
-        return SharedCollection(description.generation, search, vectors)
+        return SharedCollection(description.generation, search, vectors, TextSearch(pages, is_local=True))
 
     def _is_current(self, opened: _Opened) -> bool:
         """Whether the collection is still the one that was opened, and was not made anew since, by anybody."""
@@ -810,10 +835,27 @@ class _Opened:
     cache: VectorCache
     vectors: VectorTables
     search: CandidateSearch
+    texts: TextSearch
     use: SharedUse | None
 
 
 _PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
+
+
+def _kept(
+    ranked: Sequence[RankedPage], top_k: int, search: CandidateSearch, chosen: PageFilter | None
+) -> list[RankedPage]:
+    """Return the first pages that a filter keeps, or that are there."""
+    if chosen is None:
+        return list(ranked[:top_k])
+    # Most filters keep some of the best pages: these few are asked for first, and all that it keeps only then.
+    few = ranked[: _LOOKED_AT * top_k]
+    entries = search.entries([page.page_id for page in few])
+    kept = [page for page in few if page.page_id in entries and chosen.keeps(entries[page.page_id])]
+    if len(kept) < top_k and len(few) < len(ranked):
+        matching = {entry.page_id for entry in search.find(chosen.expression, chosen.keeps)}
+        kept = [page for page in ranked if page.page_id in matching]
+    return kept[:top_k]
 
 
 def _as_array(vectors: MultiVector, page: Page) -> MultiVector:

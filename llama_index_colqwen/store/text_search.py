@@ -1,0 +1,185 @@
+"""A query's words -> the pages whose text has them, by BM25 over the text that Milvus keeps.
+
+The texts are read at the first query, and their words kept in memory. What this process writes is seen at the next
+query; what others write on a server, a moment later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
+
+from llama_index_colqwen.concurrency import Lock
+from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.maxsim import RankedPage
+from llama_index_colqwen.pages import files_of
+from llama_index_colqwen.store.bm25 import Bm25, WordCounts
+from llama_index_colqwen.store.table import MilvusTable, batches
+
+__all__ = ["TextRanking", "TextSearch", "WordSplitter"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_READ_ROWS = 512  # 32 MB of the longest texts that a row holds; servers answer with 64
+
+# A server is asked whether others have changed anything so long after it was asked last; longer, where that takes it a
+# while, so that it costs a tenth of the time at most.
+_LOOK_SECONDS = 2.0
+_LOOK_SHARE = 10
+
+
+class WordSplitter(Protocol):
+    """What splits texts into the words that are compared, such as `LexicalEmbedder`."""
+
+    @property
+    def fingerprint(self) -> EmbedderFingerprint:
+        """Changes whenever the same text would become other words."""
+
+    def split_texts(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Split the texts of pages."""
+
+    def query_words(self, text: str) -> list[str]:
+        """Split a query: each word once, without what says nothing."""
+
+
+@dataclass(frozen=True)
+class TextRanking:
+    """Pages that have a query's words.
+
+    Attributes:
+        pages: Best first, equal scores by page id; only those that have any.
+        highest_score: What a page would score that had each word countless times.
+        stored_pages: How many pages were searched, filters apart.
+        has_text: Whether any of these has text.
+        has_words: Whether the query has words.
+    """
+
+    pages: list[RankedPage] = field(repr=False)
+    highest_score: float
+    stored_pages: int
+    has_text: bool
+    has_words: bool
+
+
+class TextSearch:
+    """BM25 over a collection's texts, safe for many threads.
+
+    Words of the files' names count once, as if they were part of the page: people ask "in the annual report", which the
+    page does not say of itself.
+
+    Args:
+        pages: The pages' rows.
+        is_local: Whether nobody but this process can change them.
+    """
+
+    def __init__(self, pages: MilvusTable, is_local: bool) -> None:
+        """See the class; nothing is read yet."""
+        self._rows, self._is_local = pages, is_local
+        self._lock = Lock()
+        self._words: EmbedderFingerprint | None = None
+        self._word_ids: dict[str, int] = {}
+        self._known: dict[str, _KnownPage] = {}
+        self._index: _Index | None = None
+        self._writes = -1
+        self._look_again = 0.0
+
+    def rank(self, queries: Sequence[str], words: WordSplitter) -> TextRanking:
+        """Rank all pages by the words of all queries: a word that two have counts twice."""
+        index = self._current(words)
+        query = [index.word_id(word) for text in queries for word in words.query_words(text)]
+        scores = index.bm25.scores(query)
+        found = np.flatnonzero(scores)
+        best = found[np.argsort(-scores[found], kind="stable")]  # pages are in order of their ids
+        ranked = [RankedPage(index.page_ids[place], float(scores[place])) for place in best.tolist()]
+        highest = index.bm25.highest_score(query)
+        return TextRanking(ranked, highest, len(index.page_ids), index.bm25.has_words, bool(query))
+
+    # ---- following changes
+
+    def _current(self, words: WordSplitter) -> _Index:
+        """Return the index of the texts as they are; who comes while it is made waits for it."""
+        with self._lock:
+            if words.fingerprint != self._words:
+                self._words, self._word_ids, self._known, self._index = words.fingerprint, {}, {}, None
+            writes = self._rows.writes  # before reading: what is written meanwhile is read again
+            started = time.monotonic()
+            if self._index is not None and writes == self._writes and (self._is_local or started < self._look_again):
+                return self._index
+            stored = {row["page_id"]: row["revision"] for row in self._rows.scan(["page_id", "revision"])}
+            gone = [page_id for page_id in self._known if page_id not in stored]
+            new = [
+                page_id
+                for page_id, revision in stored.items()
+                if page_id not in self._known or self._known[page_id].revision != revision
+            ]
+            for page_id in gone:
+                del self._known[page_id]
+            for some in batches(new, _READ_ROWS):
+                self._take(self._rows.read(some, _TEXT_FIELDS, _READ_ROWS), words)
+            if self._index is None or gone or new:
+                self._index = self._make()
+            self._writes = writes
+            took = time.monotonic() - started
+            self._look_again = time.monotonic() + max(_LOOK_SECONDS, _LOOK_SHARE * took)
+            return self._index
+
+    def _take(self, rows: Sequence[Mapping[str, Any]], words: WordSplitter) -> None:
+        """Take in the words of some pages."""
+        split = words.split_texts(text for row in rows for text in (row["text"], _names(row)))
+        # The text's and the names' words come by turns.
+        for row, body, names in zip(rows, split, split, strict=False):
+            counted = [*body, *names] if body else []  # without text, a page is not found by its file's name alone
+            ids = [self._word_ids.setdefault(word, len(self._word_ids)) for word in counted]
+            unique, counts = np.unique(np.array(ids, dtype=np.int32), return_counts=True)
+            # The length is the text's: a long file name makes no page longer.
+            page = WordCounts(unique, counts.astype(np.int32), len(body))
+            self._known[row["page_id"]] = _KnownPage(row["revision"], page)
+
+    def _make(self) -> _Index:
+        page_ids = sorted(self._known)
+        bm25 = Bm25([self._known[page_id].words for page_id in page_ids], len(self._word_ids))
+        if page_ids and not bm25.has_words:
+            _LOGGER.warning(
+                "None of the %d pages of collection %r has text: they are not found by their words.",
+                len(page_ids),
+                self._rows.name,
+            )
+        return _Index(page_ids, bm25, self._word_ids)
+
+
+_TEXT_FIELDS = ("page_id", "revision", "text", "file_name", "metadata")
+
+
+@dataclass(frozen=True)
+class _KnownPage:
+    """What a page's words were when it had this revision."""
+
+    revision: str
+    words: WordCounts
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The texts as they were at one moment."""
+
+    page_ids: list[str]
+    bm25: Bm25
+    word_ids: dict[str, int]  # words that have come since, too
+
+    def word_id(self, word: str) -> int | None:
+        """Return a word's id; None if no page had it."""
+        found = self.word_ids.get(word)
+        return found if found is not None and found < self.bm25.num_words else None
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    """Return the names of the files that a page is in, as words."""
+    metadata = row["metadata"] or {}
+    names = {file.name for file in files_of(metadata)} | {row["file_name"]}
+    return " ".join(PurePath(name).stem.replace("_", " ") for name in sorted(names))
