@@ -26,7 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -260,7 +260,7 @@ class LexicalEmbedder:
 
     def split_texts(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """Split the texts of pages into the words that are compared: stems, stop words too."""
-        stem = self._stemmer()
+        stem = cache(self._stemmer())
         for text in texts:
             yield [stem(word) for word in _words(text)]
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,11 @@ from llama_index_colqwen.errors import (
     check_count,
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
-from llama_index_colqwen.late_interaction.maxsim import Candidate, RankedPage
+from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
 from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
 from llama_index_colqwen.store.connection import MilvusConnection, is_local, normalise_uri, quote, split_credentials
-from llama_index_colqwen.store.filters import PageFilter, any_of, page_filter
+from llama_index_colqwen.store.filters import any_of, page_filter
 from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.milvus_search import MilvusSearch
 from llama_index_colqwen.store.native_search import NativeSearch
@@ -65,7 +66,7 @@ from llama_index_colqwen.store.schema import (
 from llama_index_colqwen.store.search import CandidateSearch, NewPage
 from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
-from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordSplitter
+from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordSplitter, note_change
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables
 
@@ -77,7 +78,6 @@ __all__ = ["MilvusPageStore", "StoreCheck", "StoredDocument", "StoredState"]
 _WRITE_PAGES = 16
 _CANDIDATE_VECTORS = 128  # of 600 pages, the 100 best by 64 have .79 of the ten best; by 128, .98
 _CACHE_BYTES = 8 << 30
-_LOOKED_AT = 4  # pages that are looked at for each that is wanted, before all that a filter keeps are found
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class MilvusPageStore:
             StoreError: If a page is not stored, or is stored with another content.
         """
         search = self._require_open().search
-        with search.changing():
+        with self._changing(search):
             entries = search.entries([page.page_id for page in pages])
             changed: list[tuple[Page, PageEntry]] = []
             for page in pages:
@@ -333,7 +333,7 @@ class MilvusPageStore:
         """
         search = self._require_open().search
         chosen = page_filter(filters)
-        with search.changing():
+        with self._changing(search):
             found = search.entries(page_ids) if page_ids else {}
             for document_id in document_ids:
                 found |= _by_id(
@@ -372,7 +372,7 @@ class MilvusPageStore:
                 if file.path is None or file.path not in versions or entry.document_id in versions[file.path]
             ]
 
-        with search.changing():
+        with self._changing(search):
             found = search.find(chosen.expression, lambda entry: current(entry) != files_of(entry.metadata))
             gone = [entry for entry in found if not current(entry)]
             kept = {entry.page_id: current(entry) for entry in found if current(entry)}
@@ -547,8 +547,7 @@ class MilvusPageStore:
         """
         opened, chosen = self._require_open(), page_filter(filters)
         check_count("top_k", top_k)
-        ranking = opened.texts.rank(queries, words)
-        return replace(ranking, pages=_kept(ranking.pages, top_k, opened.search, chosen))
+        return opened.texts.rank(queries, words, top_k, chosen)
 
     # ---- the same, for the event loop
 
@@ -620,7 +619,7 @@ class MilvusPageStore:
             vectors_row(page.page_id, name, some, kept.patch_grid)
             for page, name, some, kept in zip(pages, ids, data, encoded, strict=True)
         ]
-        with search.changing():
+        with self._changing(search):
             before = list(search.entries([page.page_id for page in pages]).values())
             # The order is what makes a page whole: its row, the last to be written, is what makes it stored.
             shard = opened.vectors.write(vector_rows, [4 * len(some) // 3 for some in data])
@@ -650,6 +649,15 @@ class MilvusPageStore:
             opened.search.remove(entries)
             opened.vectors.remove([entry.vectors for entry in entries])
         return len(entries)
+
+    @contextmanager
+    def _changing(self, search: CandidateSearch) -> Iterator[None]:
+        """Hold what a search wants held around a change, and take note of it."""
+        try:
+            with search.changing():
+                yield
+        finally:
+            note_change(self._key)  # afterwards: who reads meanwhile may read what was there before
 
     def _read_entries(self) -> list[PageEntry]:
         return [PageEntry.of(row) for row in self._pages.scan(ENTRY_FIELDS)]
@@ -766,7 +774,7 @@ class MilvusPageStore:
                 # What searching takes is the reader's to say, and not the collection's.
                 self._ann_index or description.ann_index,
             )
-            texts = TextSearch(self._pages, self.is_local)
+            texts = TextSearch(self._pages, search, self._key, self.is_local)
             self._opened = _Opened(description, cache, vectors, search, texts, None)
         self._fingerprint = description.embedder
         return self._opened
@@ -776,7 +784,8 @@ class MilvusPageStore:
         vectors = VectorTables(connection, self.collection_name, description, sharded=True)
         pages = MilvusTable(connection, self.collection_name, "page_id")
         search = LiteSearch(connection, pages, vectors, cache, description.embedder.dim)
-        return SharedCollection(description.generation, search, vectors, TextSearch(pages, is_local=True))
+        texts = TextSearch(pages, search, self._key, is_local=True)
+        return SharedCollection(description.generation, search, vectors, texts)
 
     def _is_current(self, opened: _Opened) -> bool:
         """Whether the collection is still the one that was opened, and was not made anew since, by anybody."""
@@ -840,22 +849,6 @@ class _Opened:
 
 
 _PAGE = ("page_id", "document_id", "file_name", "page_number", "content_hash", "node")
-
-
-def _kept(
-    ranked: Sequence[RankedPage], top_k: int, search: CandidateSearch, chosen: PageFilter | None
-) -> list[RankedPage]:
-    """Return the first pages that a filter keeps, or that are there."""
-    if chosen is None:
-        return list(ranked[:top_k])
-    # Most filters keep some of the best pages: these few are asked for first, and all that it keeps only then.
-    few = ranked[: _LOOKED_AT * top_k]
-    entries = search.entries([page.page_id for page in few])
-    kept = [page for page in few if page.page_id in entries and chosen.keeps(entries[page.page_id])]
-    if len(kept) < top_k and len(few) < len(ranked):
-        matching = {entry.page_id for entry in search.find(chosen.expression, chosen.keeps)}
-        kept = [page for page in ranked if page.page_id in matching]
-    return kept[:top_k]
 
 
 def _as_array(vectors: MultiVector, page: Page) -> MultiVector:

@@ -6,9 +6,7 @@ Servers take messages of 64 MB, give 16,384 rows a query, and fields of 65,535 b
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from llama_index_colqwen.concurrency import Lock
@@ -26,9 +24,6 @@ _DELETE_ROWS = 1024
 # deleted, so that sessions see deleted rows until that tick: for so long after deleting, this process reads strongly.
 _DELETED_SECONDS = 2.0
 _DELETED: dict[tuple[str, str], float] = {}
-
-# How often this process has written to a collection.
-_WRITES: Counter[tuple[str, str]] = Counter()
 
 Row = dict[str, Any]
 _Item = TypeVar("_Item")
@@ -70,11 +65,6 @@ class MilvusTable:
     def forget(self) -> None:
         """Load it again at the next reading."""
         self._loaded = False
-
-    @property
-    def writes(self) -> int:
-        """How often this process has written to the collection: where that is as before, nobody here has changed it."""
-        return _WRITES[self._place]
 
     # ---- reading
 
@@ -161,13 +151,13 @@ class MilvusTable:
             rows: Any number.
             sizes: About how many bytes each takes.
         """
-        with self._writing("add to"):
+        with self._connection.errors("add to"):
             for some in _messages(rows, sizes):
                 self._connection.client.insert(self.name, some)
 
     def upsert(self, rows: Sequence[Row], sizes: Sequence[int]) -> None:
         """Add rows, or replace those with their keys; arguments as for `insert`."""
-        with self._writing("add to"):
+        with self._connection.errors("add to"):
             for some in _messages(rows, sizes):
                 self._connection.client.upsert(self.name, some)
 
@@ -179,24 +169,12 @@ class MilvusTable:
     def remove_where(self, expression: str) -> None:
         """Delete the rows that an expression keeps."""
         self._load()
-        with self._writing("delete from"):
+        with self._connection.errors("delete from"):
             self._connection.client.delete(self.name, filter=expression)
         if not self._connection.is_local:
-            _DELETED[self._place] = time.monotonic()
+            _DELETED[self._connection.uri, self.name] = time.monotonic()
 
     # ---- inside
-
-    @property
-    def _place(self) -> tuple[str, str]:
-        return self._connection.uri, self.name
-
-    @contextmanager
-    def _writing(self, doing: str) -> Iterator[None]:
-        try:
-            with self._connection.errors(doing):
-                yield
-        finally:
-            _WRITES[self._place] += 1  # afterwards: who has read before may have read what was there before
 
     def _query(self, expression: str, fields: Sequence[str], **options: Any) -> list[Row]:  # noqa: ANN401 - passed on
         self._load()
@@ -211,7 +189,7 @@ class MilvusTable:
             return list(rows)
 
     def _consistency(self) -> str:
-        deleted = _DELETED.get(self._place, -_DELETED_SECONDS)
+        deleted = _DELETED.get((self._connection.uri, self.name), -_DELETED_SECONDS)
         return "Strong" if time.monotonic() - deleted < _DELETED_SECONDS else "Session"
 
     def _load(self) -> None:

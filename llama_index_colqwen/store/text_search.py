@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -20,9 +21,11 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import RankedPage
 from llama_index_colqwen.pages import files_of
 from llama_index_colqwen.store.bm25 import Bm25, WordCounts
+from llama_index_colqwen.store.filters import PageFilter
+from llama_index_colqwen.store.search import CandidateSearch
 from llama_index_colqwen.store.table import MilvusTable, batches
 
-__all__ = ["TextRanking", "TextSearch", "WordSplitter"]
+__all__ = ["TextRanking", "TextSearch", "WordSplitter", "note_change"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,6 +35,17 @@ _READ_ROWS = 512  # 32 MB of the longest texts that a row holds; servers answer 
 # while, so that it costs a tenth of the time at most.
 _LOOK_SECONDS = 2.0
 _LOOK_SHARE = 10
+
+_LOOKED_AT = 4  # pages that are looked at for each that is wanted, before all that a filter keeps are found
+
+
+# How often this process has changed a collection.
+_CHANGES: Counter[tuple[str, str]] = Counter()
+
+
+def note_change(key: tuple[str, str]) -> None:
+    """Take note that this process has changed a collection, by its uri and name: its texts are looked at again."""
+    _CHANGES[key] += 1
 
 
 class WordSplitter(Protocol):
@@ -75,30 +89,53 @@ class TextSearch:
 
     Args:
         pages: The pages' rows.
-        is_local: Whether nobody but this process can change them.
+        search: Which knows what there is, and what filters ask of it.
+        key: Of the collection, as for `note_change`.
+        is_local: Whether nobody but this process can change it.
     """
 
-    def __init__(self, pages: MilvusTable, is_local: bool) -> None:
+    def __init__(self, pages: MilvusTable, search: CandidateSearch, key: tuple[str, str], is_local: bool) -> None:
         """See the class; nothing is read yet."""
-        self._rows, self._is_local = pages, is_local
+        self._rows, self._search, self._key, self._is_local = pages, search, key, is_local
         self._lock = Lock()
         self._words: EmbedderFingerprint | None = None
         self._word_ids: dict[str, int] = {}
         self._known: dict[str, _KnownPage] = {}
         self._index: _Index | None = None
-        self._writes = -1
+        self._changes = -1
         self._look_again = 0.0
 
-    def rank(self, queries: Sequence[str], words: WordSplitter) -> TextRanking:
-        """Rank all pages by the words of all queries: a word that two have counts twice."""
+    def rank(
+        self, queries: Sequence[str], words: WordSplitter, top_k: int, chosen: PageFilter | None = None
+    ) -> TextRanking:
+        """Rank pages by the words of all queries: a word that two have counts twice.
+
+        Args:
+            queries: Texts whose words are looked for.
+            words: What splits texts; another one than before makes the index anew.
+            top_k: How many pages to return.
+            chosen: Which pages to look at.
+        """
         index = self._current(words)
         query = [index.word_id(word) for text in queries for word in words.query_words(text)]
         scores = index.bm25.scores(query)
         found = np.flatnonzero(scores)
-        best = found[np.argsort(-scores[found], kind="stable")]  # pages are in order of their ids
-        ranked = [RankedPage(index.page_ids[place], float(scores[place])) for place in best.tolist()]
+        order = found[np.argsort(-scores[found], kind="stable")]  # pages are in order of their ids
+
+        def first(number: int) -> list[RankedPage]:
+            return [RankedPage(index.page_ids[place], float(scores[place])) for place in order[:number].tolist()]
+
+        pages = first(top_k if chosen is None else _LOOKED_AT * top_k)
+        if chosen is not None:
+            # Most filters keep some of the best pages: these few are asked for first, and all that it keeps only then.
+            entries = self._search.entries([page.page_id for page in pages])
+            kept = [page for page in pages if page.page_id in entries and chosen.keeps(entries[page.page_id])]
+            if len(kept) < top_k and len(pages) < len(order):
+                matching = {entry.page_id for entry in self._search.find(chosen.expression, chosen.keeps)}
+                kept = [page for page in first(len(order)) if page.page_id in matching]
+            pages = kept[:top_k]
         highest = index.bm25.highest_score(query)
-        return TextRanking(ranked, highest, len(index.page_ids), index.bm25.has_words, bool(query))
+        return TextRanking(pages, highest, len(index.page_ids), index.bm25.has_words, bool(query))
 
     # ---- following changes
 
@@ -107,11 +144,14 @@ class TextSearch:
         with self._lock:
             if words.fingerprint != self._words:
                 self._words, self._word_ids, self._known, self._index = words.fingerprint, {}, {}, None
-            writes = self._rows.writes  # before reading: what is written meanwhile is read again
+            changes = _CHANGES[self._key]  # before reading: what is written meanwhile is read again
             started = time.monotonic()
-            if self._index is not None and writes == self._writes and (self._is_local or started < self._look_again):
+            if self._index is not None and changes == self._changes and (self._is_local or started < self._look_again):
                 return self._index
-            stored = {row["page_id"]: row["revision"] for row in self._rows.scan(["page_id", "revision"])}
+            if self._is_local:
+                stored = {entry.page_id: entry.revision for entry in self._search.find()}
+            else:
+                stored = {row["page_id"]: row["revision"] for row in self._rows.scan(["page_id", "revision"])}
             gone = [page_id for page_id in self._known if page_id not in stored]
             new = [
                 page_id
@@ -124,7 +164,7 @@ class TextSearch:
                 self._take(self._rows.read(some, _TEXT_FIELDS, _READ_ROWS), words)
             if self._index is None or gone or new:
                 self._index = self._make()
-            self._writes = writes
+            self._changes = changes
             took = time.monotonic() - started
             self._look_again = time.monotonic() + max(_LOOK_SECONDS, _LOOK_SHARE * took)
             return self._index
