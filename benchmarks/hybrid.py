@@ -82,7 +82,7 @@ def main() -> None:
         store.add([make_page(0, "changed")], [vectors])
         with measured("the first query after a change"):
             store.rank_texts(queries[:1], words, 10)
-        split = list(words.split_texts(texts))
+        split = [list(counts) for counts, _ in words.count_words(pages)]
         with measured("bm25s's index of the same words"):
             bm25s.BM25().index(split, show_progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -198,7 +198,10 @@ class ColQwenRetriever(BaseRetriever):
         pages = {page.page_id: page for page in self._store.get([page.page_id for page in ranked])}
         # A page that was deleted between ranking and reading is left out.
         return [
-            PageWithScore(node=node_to_show(pages[page.page_id]), score=normalize(page.score) if self._score == "normalized" else page.score)
+            PageWithScore(
+                node=node_to_show(pages[page.page_id]),
+                score=normalize(page.score) if self._score == "normalized" else page.score,
+            )
             for page in ranked
             if page.page_id in pages
         ]
@@ -254,6 +257,7 @@ class ColQwenRetriever(BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The default would run _retrieve on the event loop.
         return await asyncio.to_thread(self._retrieve, query_bundle)
+
 
 def node_to_show(page: Page) -> PageNode:
     """Return a page's node with its image, which is drawn again where it is gone, or else without."""

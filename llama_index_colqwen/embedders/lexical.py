@@ -203,6 +203,16 @@ class LexicalEmbedder:
         # Words of the file's name and of the section's title need not be among the page's own.
         return [sorted(set(found.get(word, ()))) for word in self._counts(page, stem)[0]] or [[]]
 
+    def count_words(self, pages: Iterable[Page]) -> Iterator[tuple[dict[str, float], int]]:
+        """Count the stems of pages without embedding them, for BM25: how often each counts, and the text's length."""
+        stem = cache(self._stemmer())
+        return (self._counts(page, stem) for page in pages)
+
+    def query_words(self, query: str) -> list[str]:
+        """Return the stems of a query, each once, stop words left out where others are left."""
+        stem = self._stemmer()
+        return list(dict.fromkeys(stem(word) for word in self._query_words(query)))
+
     def _counts(self, page: Page, stem: Callable[[str], str]) -> tuple[dict[str, float], int]:
         """Return the stems that a page's vectors stand for, in order, how often each counts, and the text's length."""
         body = list(self._stems(page.text, stem))
@@ -255,22 +265,6 @@ class LexicalEmbedder:
             idf[stem(word)] = max(self._idf(word), idf.get(stem(word), 0.0))
         weights = np.array(list(idf.values())) * (_MAX_QUERY_WEIGHT / _idf_of(_UNKNOWN_FREQUENCY))
         return _with_slack(idf, weights, _QUERY_SLACK)
-
-    # ---- the words alone, for a text search beside the vectors
-
-    def split_texts(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Split the texts of pages into the words that are compared: stems, stop words too."""
-        stem = cache(self._stemmer())
-        for text in texts:
-            yield [stem(word) for word in _words(text)]
-
-    def query_words(self, text: str) -> list[str]:
-        """Split a query into such words: each once, stop words left out where others are left."""
-        stem = self._stemmer()
-        words = list(_words(text))
-        return list(dict.fromkeys(stem(word) for word in [one for one in words if self._idf(one) > _MIN_IDF] or words))
-
-    # ---- inside
 
     def _idf(self, word: str) -> float:
         rarest = _NUMBER_FREQUENCY if word[0].isdigit() else _UNKNOWN_FREQUENCY

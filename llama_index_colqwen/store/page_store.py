@@ -66,7 +66,7 @@ from llama_index_colqwen.store.schema import (
 from llama_index_colqwen.store.search import CandidateSearch, NewPage
 from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
-from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordSplitter, note_change
+from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordCounter, note_change
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables
 
@@ -407,7 +407,7 @@ class MilvusPageStore:
         """
         opened = self._require_open()
         search, vectors = opened.search, opened.vectors
-        with search.changing():
+        with self._changing(search):
             unsearchable = search.check(_by_id(self._read_entries()))
             entries = _by_id(search.find())
             names = vectors.names(vectors.shards())
@@ -530,15 +530,15 @@ class MilvusPageStore:
         return opened.search.candidates(query, candidate_k, page_filter(filters), exact)
 
     def rank_texts(
-        self, queries: Sequence[str], words: WordSplitter, top_k: int, filters: MetadataFilters | None = None
+        self, queries: Sequence[str], words: WordCounter, top_k: int, filters: MetadataFilters | None = None
     ) -> TextRanking:
-        """Rank pages by BM25 over their text (its first 65,535 bytes) and their files' names.
+        """Rank pages by BM25 over their text (its first 65,535 bytes) and what else `words` counts.
 
         The first call reads all texts, and keeps their words in memory; later ones read what has changed.
 
         Args:
             queries: Texts whose words are looked for, all of them at once.
-            words: What splits texts into words: always the same one, or all texts are read again.
+            words: What splits texts into words, and counts them: always the same one, or all texts are read again.
             top_k: How many pages to return; fewer if fewer have any of the words.
             filters: Of metadata; pages that do not match do not take the place of any.
 

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,13 +18,13 @@ import numpy as np
 from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import RankedPage
-from llama_index_colqwen.pages import files_of
+from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.bm25 import Bm25, WordCounts
 from llama_index_colqwen.store.filters import PageFilter
 from llama_index_colqwen.store.search import CandidateSearch
 from llama_index_colqwen.store.table import MilvusTable, batches
 
-__all__ = ["TextRanking", "TextSearch", "WordSplitter", "note_change"]
+__all__ = ["TextRanking", "TextSearch", "WordCounter", "note_change"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,17 +47,17 @@ def note_change(key: tuple[str, str]) -> None:
     _CHANGES[key] += 1
 
 
-class WordSplitter(Protocol):
+class WordCounter(Protocol):
     """What splits texts into the words that are compared, such as `LexicalEmbedder`."""
 
     @property
     def fingerprint(self) -> EmbedderFingerprint:
         """Changes whenever the same text would become other words."""
 
-    def split_texts(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Split the texts of pages."""
+    def count_words(self, pages: Iterable[Page]) -> Iterator[tuple[dict[str, float], int]]:
+        """Return pages' words, how often each counts, and the length of the text in words, 0 if it has none."""
 
-    def query_words(self, text: str) -> list[str]:
+    def query_words(self, query: str) -> list[str]:
         """Split a query: each word once, without what says nothing."""
 
 
@@ -84,9 +83,6 @@ class TextRanking:
 class TextSearch:
     """BM25 over a collection's texts, safe for many threads.
 
-    Words of the files' names count once, as if they were part of the page: people ask "in the annual report", which the
-    page does not say of itself.
-
     Args:
         pages: The pages' rows.
         search: Which knows what there is, and what filters ask of it.
@@ -106,7 +102,7 @@ class TextSearch:
         self._look_again = 0.0
 
     def rank(
-        self, queries: Sequence[str], words: WordSplitter, top_k: int, chosen: PageFilter | None = None
+        self, queries: Sequence[str], words: WordCounter, top_k: int, chosen: PageFilter | None = None
     ) -> TextRanking:
         """Rank pages by the words of all queries: a word that two have counts twice.
 
@@ -139,7 +135,7 @@ class TextSearch:
 
     # ---- following changes
 
-    def _current(self, words: WordSplitter) -> _Index:
+    def _current(self, words: WordCounter) -> _Index:
         """Return the index of the texts as they are; who comes while it is made waits for it."""
         with self._lock:
             if words.fingerprint != self._words:
@@ -169,17 +165,12 @@ class TextSearch:
             self._look_again = time.monotonic() + max(_LOOK_SECONDS, _LOOK_SHARE * took)
             return self._index
 
-    def _take(self, rows: Sequence[Mapping[str, Any]], words: WordSplitter) -> None:
+    def _take(self, rows: Sequence[Mapping[str, Any]], words: WordCounter) -> None:
         """Take in the words of some pages."""
-        split = words.split_texts(text for row in rows for text in (row["text"], _names(row)))
-        # The text's and the names' words come by turns.
-        for row, body, names in zip(rows, split, split, strict=False):
-            counted = [*body, *names] if body else []  # without text, a page is not found by its file's name alone
-            ids = [self._word_ids.setdefault(word, len(self._word_ids)) for word in counted]
-            unique, counts = np.unique(np.array(ids, dtype=np.int32), return_counts=True)
-            # The length is the text's: a long file name makes no page longer.
-            page = WordCounts(unique, counts.astype(np.int32), len(body))
-            self._known[row["page_id"]] = _KnownPage(row["revision"], page)
+        for row, (counts, length) in zip(rows, words.count_words(map(_page, rows)), strict=True):
+            ids = [self._word_ids.setdefault(word, len(self._word_ids)) for word in counts]
+            counted = WordCounts(np.array(ids, np.int32), np.array(list(counts.values()), np.float32), length)
+            self._known[row["page_id"]] = _KnownPage(row["revision"], counted)
 
     def _make(self) -> _Index:
         page_ids = sorted(self._known)
@@ -193,7 +184,7 @@ class TextSearch:
         return _Index(page_ids, bm25, self._word_ids)
 
 
-_TEXT_FIELDS = ("page_id", "revision", "text", "file_name", "metadata")
+_TEXT_FIELDS = ("page_id", "document_id", "file_name", "page_number", "revision", "text", "metadata")
 
 
 @dataclass(frozen=True)
@@ -218,8 +209,7 @@ class _Index:
         return found if found is not None and found < self.bm25.num_words else None
 
 
-def _names(row: Mapping[str, Any]) -> str:
-    """Return the names of the files that a page is in, as words."""
-    metadata = row["metadata"] or {}
-    names = {file.name for file in files_of(metadata)} | {row["file_name"]}
-    return " ".join(PurePath(name).stem.replace("_", " ") for name in sorted(names))
+def _page(row: Mapping[str, Any]) -> Page:
+    """Return as much of a page as its words are counted by."""
+    node = {"metadata": row["metadata"] or {}}
+    return Page(row["page_id"], row["document_id"], row["file_name"], row["page_number"], row["text"], node=node)
