@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, normalized, recommended_candidate_vectors
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
     from llama_index.core.schema import QueryType
     from llama_index.core.vector_stores import MetadataFilters
+
+    from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 
 __all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Mode", "Score", "node_to_show"]
 
@@ -68,8 +69,9 @@ class ColQwenRetriever(BaseRetriever):
             score-adding fusion with other retrievers needs. Where `mode` has other scores, these are as they are, or
             divided by the most that they can be.
         exact: Whether to score every page, however many there are.
-        mode: "visual", by MaxSim of what the embedder makes of pages; "text", by BM25 over their text and their files'
-            names, without the embedder; "hybrid", by both. An image in a query counts for MaxSim only.
+        mode: "visual", by MaxSim of what the embedder makes of pages (of their words, if it is the lexical one);
+            "text", by BM25 over their text, without the embedder: first words, captions, the section's title and the
+            file's name count more; "hybrid", by both. An image in a query counts for MaxSim only.
         text_weight: How "hybrid" joins both: by default by ranks (reciprocal rank fusion); with a number from 0 to 1,
             by scores, of which BM25's counts so much, and MaxSim's the rest.
         callback_manager: As for every LlamaIndex retriever, and so is `verbose`.
@@ -101,7 +103,6 @@ class ColQwenRetriever(BaseRetriever):
         self.filters, self.score, self.exact = filters, score, exact
         self._store = store
         self._embedder = resolve_embedder(embedder)
-        self._words = self._embedder if isinstance(self._embedder, LexicalEmbedder) else LexicalEmbedder()
         store.open(self._embedder.fingerprint, recommended_candidate_vectors(self._embedder))
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -240,6 +241,13 @@ class ColQwenRetriever(BaseRetriever):
         if self._text_weight is None:
             return fuse_by_rank(by_maxsim, by_text), lambda score: score / highest_rank_score(2)
         return fuse_by_score(by_maxsim, by_text, self._text_weight), lambda score: score
+
+    @property
+    def _words(self) -> LexicalEmbedder:
+        """What counts the words of texts: in its language where the embedder is a lexical one, or else in English."""
+        from llama_index_colqwen.embedders.lexical import LexicalEmbedder
+
+        return self._embedder if isinstance(self._embedder, LexicalEmbedder) else LexicalEmbedder()
 
     @property
     def _num_candidates(self) -> int:

@@ -156,6 +156,8 @@ class TextSearch:
             ]
             for page_id in gone:
                 del self._known[page_id]
+            if len(new) > _READ_ROWS:
+                _LOGGER.info("Counting the words of %d pages.", len(new))
             for some in batches(new, _READ_ROWS):
                 self._take(self._rows.read(some, _TEXT_FIELDS, _READ_ROWS), words)
             if self._index is None or gone or new:
