@@ -5,7 +5,8 @@
 A question is a JSON object a line: `query`, `pdf` (a file name in DIR) and `pages` (all 1-based pages that answer it).
 "Corpus" ranks the pages of all PDFs, "within" only those of the question's own. hit@k: a right page among the first k.
 NDCG@5 counts every page of `pages`, each as relevant as the other. The figures are means over questions, with 95%
-bootstrap confidence intervals; differences are paired by question.
+bootstrap confidence intervals; differences are paired by question. Beside MaxSim alone, the retriever's modes "text"
+and "hybrid" are measured.
 
 How well a question that no page answers can be told by its best page's score (`score="normalized"`) is measured with
 the questions of foreign_questions.txt, which are about cooking, chess, whales and the like.
@@ -37,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import Stemmer
 from ir_measures import Success, nDCG
-from llama_index.core.schema import Document
+from llama_index.core.schema import Document, QueryBundle
 from rich.console import Console
 from rich.table import Table
 
@@ -137,6 +138,24 @@ def rank_with_index(
     best = {query: retriever.retrieve(query)[0].score or 0.0 for query in foreign}
     index.store.close()
     return run, best, indexing, per_query
+
+
+def rank_with_modes(
+    documents: Sequence[Document], questions: Sequence[Question], embedder: MultiVectorEmbedder, work: Path
+) -> dict[str, Run]:
+    """Rank by the retriever's other modes, with its usual numbers of candidates; nodes are not read."""
+    keys = {document.id_: page_key_of(document) for document in documents}
+    runs: dict[str, Run] = {"text": {}, "hybrid": {}}
+    with ColQwenIndex.from_existing(work / "quality.db", embedder) as index:
+        ways = {
+            "text": index.as_retriever(mode="text", similarity_top_k=len(documents))._by_text,
+            "hybrid": index.as_retriever(mode="hybrid", exact=True)._by_both,
+        }
+        for question in questions:
+            for mode, way in ways.items():
+                found, _ = way(QueryBundle(question.query))
+                runs[mode][question.id] = {keys[page.page_id]: page.score for page in found}
+    return runs
 
 
 def rank_with_bm25(documents: Sequence[Document], questions: Sequence[Question]) -> Run:
@@ -303,13 +322,20 @@ def main() -> None:
         run, best_of_foreign, indexing, per_query = rank_with_index(documents, questions, foreign, embedder, work)
         bm25 = values(rank_with_bm25(documents, questions), questions)
         measured = {arguments.embedder: values(run, questions)}
+        modes = {
+            mode: values(ranked, questions)
+            for mode, ranked in rank_with_modes(documents, questions, embedder, work).items()
+        }
         if arguments.cv and isinstance(embedder, LexicalEmbedder):
             measured["cross-validated"], chosen = cross_validate(documents, questions, embedder)
             sys.stdout.write("Weights that the folds were given:\n" + "".join(f"{one}\n" for one in chosen))
 
     figures = {method: summarise(some) for method, some in measured.items()}
     above = {method: differences(some, bm25) for method, some in measured.items()}
-    show({**figures, "bm25": summarise(bm25), **{f"{method} - bm25": some for method, some in above.items()}})
+    by_mode = {f'mode="{mode}"': summarise(some) for mode, some in modes.items()}
+    gain = differences(modes["hybrid"], measured[arguments.embedder])
+    show({**figures, **by_mode, "bm25": summarise(bm25)})
+    show({f"hybrid - {arguments.embedder}": gain, **{f"{method} - bm25": some for method, some in above.items()}})
     highest = [highest_score(embedder, embedder.embed_queries([question.query])[0]) for question in questions]
     own = [max(run[question.id].values()) / most for question, most in zip(questions, highest, strict=True)]
     shares = show_abstention(own, list(best_of_foreign.values()))
@@ -320,6 +346,7 @@ def main() -> None:
     )
     line: dict[str, object] = {"embedder": arguments.embedder, "pages": len(documents), "questions": len(questions)}
     line |= means(figures[arguments.embedder])
+    line |= {mode: means(summarise(some)) for mode, some in modes.items()}
     line |= {"bm25": means(summarise(bm25)), "cutoffs": shares}
     if arguments.cv:
         line["cv"] = means(figures["cross-validated"])

@@ -37,7 +37,7 @@ from llama_index_colqwen.late_interaction.multivectors import VectorDtype
 from llama_index_colqwen.nodes import PageNode, node_from_page
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import ResizeForLLM
-from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Score
+from llama_index_colqwen.retriever import DEFAULT_CANDIDATE_K, DEFAULT_TOP_K, ColQwenRetriever, Mode, Score
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoreCheck
 
 if TYPE_CHECKING:
@@ -291,6 +291,8 @@ class ColQwenIndex:
         filters: MetadataFilters | None = None,
         score: Score = "maxsim",
         exact: bool = False,
+        mode: Mode = "visual",
+        text_weight: float | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> ColQwenRetriever:
@@ -303,6 +305,8 @@ class ColQwenIndex:
             filters,
             score,
             exact,
+            mode=mode,
+            text_weight=text_weight,
             callback_manager=callback_manager,
             verbose=verbose,
         )
@@ -317,6 +321,8 @@ class ColQwenIndex:
         filters: MetadataFilters | None = None,
         score: Score = "maxsim",
         exact: bool = False,
+        mode: Mode = "visual",
+        text_weight: float | None = None,
         llm_max_pixels: int | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
         response_synthesizer: BaseSynthesizer | None = None,
@@ -335,7 +341,7 @@ class ColQwenIndex:
     ) -> BaseQueryEngine:
         """Return an engine that answers from the pages it retrieves.
 
-        `similarity_top_k` to `exact` are the retriever's; the others below are `RetrieverQueryEngine.from_args`'s.
+        `similarity_top_k` to `text_weight` are the retriever's; the others are `RetrieverQueryEngine.from_args`'s.
 
         Args:
             llm: One that sees images, unless `multimodal` is off; by default `Settings.llm`.
@@ -345,6 +351,8 @@ class ColQwenIndex:
             filters: Which pages to look at, by their metadata.
             score: What the source nodes' scores are: "maxsim" or "normalized".
             exact: Whether to score every page, however many there are.
+            mode: By what pages are ranked: "visual" (MaxSim), "text" (BM25) or "hybrid" (both).
+            text_weight: How "hybrid" joins both: by ranks, or by scores with this weight of BM25's, from 0 to 1.
             llm_max_pixels: Page images are scaled down to this many pixels for the model, which is billed by them; see
                 `ResizeForLLM`. By default the model is given what `PDFPageReader` drew.
             node_postprocessors: What pages go through between retriever and model.
@@ -370,7 +378,7 @@ class ColQwenIndex:
         from llama_index.core.query_engine import RetrieverQueryEngine
 
         try:
-            mode = ResponseMode(response_mode)
+            answering = ResponseMode(response_mode)
         except ValueError as error:
             modes = ", ".join(known.value for known in ResponseMode)
             raise InvalidOptionError(f"response_mode is one of {modes}; got {response_mode!r}.") from error
@@ -380,6 +388,8 @@ class ColQwenIndex:
             filters=filters,
             score=score,
             exact=exact,
+            mode=mode,
+            text_weight=text_weight,
             callback_manager=callback_manager,
             verbose=verbose,
         )
@@ -391,7 +401,7 @@ class ColQwenIndex:
                 llm=llm,
                 chat_prompt_helper=Settings._chat_prompt_helper or PagePromptHelper.from_llm_metadata(llm.metadata),
                 callback_manager=callback_manager,
-                response_mode=mode,
+                response_mode=answering,
                 text_qa_template=text_qa_template,
                 refine_template=refine_template,
                 summary_template=summary_template,
@@ -422,6 +432,8 @@ class ColQwenIndex:
         filters: MetadataFilters | None = None,
         score: Score = "maxsim",
         exact: bool = False,
+        mode: Mode = "visual",
+        text_weight: float | None = None,
         llm_max_pixels: int | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
         system_prompt: str = CHAT_SYSTEM_PROMPT,
@@ -444,6 +456,8 @@ class ColQwenIndex:
             filters: Which pages to look at, by their metadata.
             score: What the source nodes' scores are: "maxsim" or "normalized".
             exact: Whether to score every page, however many there are.
+            mode: By what pages are ranked: "visual" (MaxSim), "text" (BM25) or "hybrid" (both).
+            text_weight: How "hybrid" joins both: by ranks, or by scores with this weight of BM25's, from 0 to 1.
             llm_max_pixels: Page images are scaled down to this many pixels for the model.
             node_postprocessors: What pages go through between retriever and model.
             system_prompt: What the model is told of its task.
@@ -457,10 +471,10 @@ class ColQwenIndex:
         from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
 
         try:
-            mode = ChatMode.CONDENSE_PLUS_CONTEXT if chat_mode == ChatMode.BEST else ChatMode(chat_mode)
+            chat = ChatMode.CONDENSE_PLUS_CONTEXT if chat_mode == ChatMode.BEST else ChatMode(chat_mode)
         except ValueError:
-            mode = ChatMode.SIMPLE
-        if mode not in (ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION):
+            chat = ChatMode.SIMPLE
+        if chat not in (ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION):
             raise InvalidOptionError(
                 f"chat_mode is best, condense_plus_context, context or condense_question; got {str(chat_mode)!r}."
             )
@@ -471,9 +485,11 @@ class ColQwenIndex:
             "filters": filters,
             "score": score,
             "exact": exact,
+            "mode": mode,
+            "text_weight": text_weight,
         }
         chat_options: dict[str, Any] = {"chat_history": chat_history, "memory": memory, "verbose": verbose}
-        if mode == ChatMode.CONDENSE_QUESTION:
+        if chat == ChatMode.CONDENSE_QUESTION:
             engine = self.as_query_engine(
                 llm,
                 multimodal=multimodal,
@@ -488,7 +504,7 @@ class ColQwenIndex:
             "retriever": self.as_retriever(**retriever_options),
             "node_postprocessors": _postprocessors(node_postprocessors, multimodal, llm_max_pixels),
             "system_prompt": system_prompt,
-            "skip_condense": mode == ChatMode.CONTEXT,
+            "skip_condense": chat == ChatMode.CONTEXT,
         }
         if multimodal:
             return PageChatEngine.from_defaults(multi_modal_llm=llm, **chat_options)

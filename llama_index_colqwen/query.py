@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
     from llama_index.core.schema import QueryBundle
 
-__all__ = ["embed_query", "model_details"]
+__all__ = ["embed_query", "model_details", "query_texts"]
 
 _DISPATCHER = get_dispatcher(__name__)
 
@@ -40,8 +40,7 @@ def embed_query(embedder: MultiVectorEmbedder, query: QueryBundle, callback_mana
     Raises:
         QueryError: If there are no words and no image, the image cannot be read, or the embedder knows words only.
     """
-    texts = [stripped for text in query.embedding_strs if (stripped := text.strip())]
-    image = query.image_path
+    texts, image = query_texts(query), query.image_path
     if not texts and image is None:
         raise QueryError("The query is empty: ask for something in words, or with an image.")
     if image is not None and not sees_images(embedder):
@@ -60,6 +59,11 @@ def embed_query(embedder: MultiVectorEmbedder, query: QueryBundle, callback_mana
         event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: vectors})
     _DISPATCHER.event(EmbeddingEndEvent(chunks=chunks, embeddings=vectors.tolist()))
     return vectors
+
+
+def query_texts(query: QueryBundle) -> list[str]:
+    """Return all that a query has in words; none of them is blank."""
+    return [stripped for text in query.embedding_strs if (stripped := text.strip())]
 
 
 def model_details(embedder: MultiVectorEmbedder) -> dict[str, Any]:

@@ -24,9 +24,9 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -202,6 +202,16 @@ class LexicalEmbedder:
                 found.setdefault(pair, []).extend([number, number + 1])
         # Words of the file's name and of the section's title need not be among the page's own.
         return [sorted(set(found.get(word, ()))) for word in self._counts(page, stem)[0]] or [[]]
+
+    def count_words(self, pages: Iterable[Page]) -> Iterator[tuple[dict[str, float], int]]:
+        """Count the stems of pages without embedding them, for BM25: how often each counts, and the text's length."""
+        stem = cache(self._stemmer())
+        return (self._counts(page, stem) for page in pages)
+
+    def query_words(self, query: str) -> list[str]:
+        """Return the stems of a query, each once, stop words left out where others are left."""
+        stem = self._stemmer()
+        return list(dict.fromkeys(stem(word) for word in self._query_words(query)))
 
     def _counts(self, page: Page, stem: Callable[[str], str]) -> tuple[dict[str, float], int]:
         """Return the stems that a page's vectors stand for, in order, how often each counts, and the text's length."""

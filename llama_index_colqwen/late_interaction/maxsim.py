@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RankedPage:
-    """A page and its MaxSim score; higher is better."""
+    """A page and its score; higher is better."""
 
     page_id: str
     score: float

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ from llama_index_colqwen.store.schema import (
 from llama_index_colqwen.store.search import CandidateSearch, NewPage
 from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
+from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordCounter, note_change
 from llama_index_colqwen.store.vector_cache import CachedVectors, VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables
 
@@ -298,7 +300,7 @@ class MilvusPageStore:
             StoreError: If a page is not stored, or is stored with another content.
         """
         search = self._require_open().search
-        with search.changing():
+        with self._changing(search):
             entries = search.entries([page.page_id for page in pages])
             changed: list[tuple[Page, PageEntry]] = []
             for page in pages:
@@ -331,7 +333,7 @@ class MilvusPageStore:
         """
         search = self._require_open().search
         chosen = page_filter(filters)
-        with search.changing():
+        with self._changing(search):
             found = search.entries(page_ids) if page_ids else {}
             for document_id in document_ids:
                 found |= _by_id(
@@ -370,7 +372,7 @@ class MilvusPageStore:
                 if file.path is None or file.path not in versions or entry.document_id in versions[file.path]
             ]
 
-        with search.changing():
+        with self._changing(search):
             found = search.find(chosen.expression, lambda entry: current(entry) != files_of(entry.metadata))
             gone = [entry for entry in found if not current(entry)]
             kept = {entry.page_id: current(entry) for entry in found if current(entry)}
@@ -405,7 +407,7 @@ class MilvusPageStore:
         """
         opened = self._require_open()
         search, vectors = opened.search, opened.vectors
-        with search.changing():
+        with self._changing(search):
             unsearchable = search.check(_by_id(self._read_entries()))
             entries = _by_id(search.find())
             names = vectors.names(vectors.shards())
@@ -527,6 +529,26 @@ class MilvusPageStore:
             raise QueryError("The query's vectors are not finite: the embedder failed.")
         return opened.search.candidates(query, candidate_k, page_filter(filters), exact)
 
+    def rank_texts(
+        self, queries: Sequence[str], words: WordCounter, top_k: int, filters: MetadataFilters | None = None
+    ) -> TextRanking:
+        """Rank pages by BM25 over their text (its first 65,535 bytes) and what else `words` counts.
+
+        The first call reads all texts, and keeps their words in memory; later ones read what has changed.
+
+        Args:
+            queries: Texts whose words are looked for, all of them at once.
+            words: What splits texts into words, and counts them: always the same one, or all texts are read again.
+            top_k: How many pages to return; fewer if fewer have any of the words.
+            filters: Of metadata; pages that do not match do not take the place of any.
+
+        Raises:
+            InvalidOptionError: If `top_k` is below 1, or a filter's value does not go with its operator.
+        """
+        opened, chosen = self._require_open(), page_filter(filters)
+        check_count("top_k", top_k)
+        return opened.texts.rank(queries, words, top_k, chosen)
+
     # ---- the same, for the event loop
 
     aopen = in_thread(open)
@@ -545,6 +567,7 @@ class MilvusPageStore:
     acheck = in_thread(check)
     aget = in_thread(get)
     avectors = in_thread(vectors)
+    arank_texts = in_thread(rank_texts)
 
     async def acandidates(
         self,
@@ -596,7 +619,7 @@ class MilvusPageStore:
             vectors_row(page.page_id, name, some, kept.patch_grid)
             for page, name, some, kept in zip(pages, ids, data, encoded, strict=True)
         ]
-        with search.changing():
+        with self._changing(search):
             before = list(search.entries([page.page_id for page in pages]).values())
             # The order is what makes a page whole: its row, the last to be written, is what makes it stored.
             shard = opened.vectors.write(vector_rows, [4 * len(some) // 3 for some in data])
@@ -626,6 +649,15 @@ class MilvusPageStore:
             opened.search.remove(entries)
             opened.vectors.remove([entry.vectors for entry in entries])
         return len(entries)
+
+    @contextmanager
+    def _changing(self, search: CandidateSearch) -> Iterator[None]:
+        """Hold what a search wants held around a change, and take note of it."""
+        try:
+            with search.changing():
+                yield
+        finally:
+            note_change(self._key)  # afterwards: who reads meanwhile may read what was there before
 
     def _read_entries(self) -> list[PageEntry]:
         return [PageEntry.of(row) for row in self._pages.scan(ENTRY_FIELDS)]
@@ -728,7 +760,7 @@ class MilvusPageStore:
         if description.ann_index is None or description.candidate_vectors is None:
             use = SharedUse(self._key, self, description.generation, lambda: self._make_shared(description, cache))
             shared = use.collection
-            self._opened = _Opened(description, cache, shared.vectors, shared.search, use)
+            self._opened = _Opened(description, cache, shared.vectors, shared.search, shared.texts, use)
         else:
             vectors = VectorTables(self._connection, self.collection_name, description, sharded=False)
             way = NativeSearch if description.ann_index.native else MilvusSearch
@@ -742,7 +774,8 @@ class MilvusPageStore:
                 # What searching takes is the reader's to say, and not the collection's.
                 self._ann_index or description.ann_index,
             )
-            self._opened = _Opened(description, cache, vectors, search, None)
+            texts = TextSearch(self._pages, search, self._key, self.is_local)
+            self._opened = _Opened(description, cache, vectors, search, texts, None)
         self._fingerprint = description.embedder
         return self._opened
 
@@ -751,7 +784,8 @@ class MilvusPageStore:
         vectors = VectorTables(connection, self.collection_name, description, sharded=True)
         pages = MilvusTable(connection, self.collection_name, "page_id")
         search = LiteSearch(connection, pages, vectors, cache, description.embedder.dim)
-        return SharedCollection(description.generation, search, vectors)
+        texts = TextSearch(pages, search, self._key, is_local=True)
+        return SharedCollection(description.generation, search, vectors, texts)
 
     def _is_current(self, opened: _Opened) -> bool:
         """Whether the collection is still the one that was opened, and was not made anew since, by anybody."""
@@ -810,6 +844,7 @@ class _Opened:
     cache: VectorCache
     vectors: VectorTables
     search: CandidateSearch
+    texts: TextSearch
     use: SharedUse | None
 
 

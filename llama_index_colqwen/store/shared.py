@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from llama_index_colqwen.concurrency import Lock
 from llama_index_colqwen.store.lite_search import LiteSearch
+from llama_index_colqwen.store.text_search import TextSearch
 from llama_index_colqwen.store.vector_shards import VectorTables
 
 __all__ = ["SharedCollection", "SharedUse", "collection_lock", "drop_shared"]
@@ -29,12 +30,14 @@ class SharedCollection:
         generation: Of the collection.
         search: What is known of it.
         vectors: Its exact vectors.
+        texts: Its pages' words.
         users: Which stores have it open.
     """
 
     generation: str
     search: LiteSearch
     vectors: VectorTables
+    texts: TextSearch
     users: set[object] = field(default_factory=set)
 
 
