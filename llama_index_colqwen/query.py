@@ -42,7 +42,8 @@ def embed_query(embedder: MultiVectorEmbedder, query: QueryBundle, callback_mana
     """
     texts, image = query_texts(query), query.image_path
     if not texts and image is None:
-        raise QueryError("The query is empty: ask for something in words, or with an image.")
+        way = "in words, or with an image" if sees_images(embedder) else "in words"
+        raise QueryError(f"The query is empty: ask for something {way}.")
     if image is not None and not sees_images(embedder):
         raise QueryError(
             f"The query has an image, {image}, and {embedder.fingerprint.model} finds pages by their words only: ask "
