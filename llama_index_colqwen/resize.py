@@ -12,7 +12,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
 from PIL import Image
 
-from llama_index_colqwen.errors import InvalidOptionError, UnreadableDocumentError
+from llama_index_colqwen.errors import UnreadableDocumentError, check_count
 from llama_index_colqwen.images import encode_image, fit_size, to_rgb
 from llama_index_colqwen.nodes import page_from_node
 from llama_index_colqwen.pages import Page, PageImage
@@ -42,9 +42,7 @@ class ResizeForLLM(BaseNodePostprocessor):
         Raises:
             InvalidOptionError: If `max_pixels` is no whole number above 0.
         """
-        if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
-            raise InvalidOptionError(f"max_pixels is a whole number of pixels, 1 or more; got {max_pixels!r}.")
-        super().__init__(max_pixels=max_pixels)  # type: ignore[call-arg]  # a field of this class, not of its base
+        super().__init__(max_pixels=check_count("max_pixels", max_pixels))  # type: ignore[call-arg]  # a field of this class, not of its base
 
     @classmethod
     def class_name(cls) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from llama_index_colqwen.cli.console import plain_errors
-from llama_index_colqwen.cli.options import CollectionName, Token, Uri
+from llama_index_colqwen.cli.options import CollectionName, Embedder, Token, Uri
 
 __all__ = ["mcp"]
 
@@ -17,10 +17,7 @@ def mcp(
     uri: Uri = "./colqwen.db",
     token: Token = None,
     collection_name: CollectionName = "pages",
-    embedder: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The embedder that made the collection, if it is not where it was."),
-    ] = None,
+    embedder: Embedder = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many pages a search returns by default.")] = 5,
 ) -> None:
     """Let an assistant look into a collection: a Model Context Protocol server on standard input and output.

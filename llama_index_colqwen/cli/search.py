@@ -17,7 +17,7 @@ from llama_index_colqwen.errors import DocumentNotFoundError
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
 
-    from llama_index_colqwen.cli.snippet import Snippet
+    from llama_index_colqwen.snippet import Snippet
 
 __all__ = ["search"]
 
@@ -44,7 +44,7 @@ def search(
     with plain_errors():
         from llama_index_colqwen import ColQwenIndex
         from llama_index_colqwen.cli.explain import write_explanations
-        from llama_index_colqwen.cli.snippet import snippet
+        from llama_index_colqwen.snippet import snippet
 
         filters = choose_pages(file, filter)
         with ColQwenIndex.from_existing(uri, embedder, token=token, collection_name=collection_name) as index:

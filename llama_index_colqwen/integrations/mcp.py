@@ -29,10 +29,11 @@ from llama_index_colqwen.errors import (
 )
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.index import ColQwenIndex
-from llama_index_colqwen.nodes import caption, excerpt
+from llama_index_colqwen.nodes import caption
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS, image_for_llm
 from llama_index_colqwen.retriever import node_to_show
+from llama_index_colqwen.snippet import snippet
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
 try:
@@ -125,13 +126,14 @@ def create_server(
                 _require_file(index, file_name)
             filters = None if file_name is None else _equal(file_name=file_name)
             hits = index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(question)
+            language = str(index.embedder.fingerprint.options.get("language") or "en")
             return [
                 FoundPage(
                     page_id=hit.node_id,
                     file_name=str(hit.metadata.get("file_name") or ""),
                     page=str(hit.metadata.get("page_label") or hit.metadata.get("page_number") or ""),
                     score=round(hit.get_score(), 4),
-                    excerpt=_passage(hit.node.get_content(MetadataMode.NONE), question),
+                    excerpt=snippet(question, hit.node.get_content(MetadataMode.NONE), language, _EXCERPT).text,
                 )
                 for hit in hits
             ]
@@ -256,15 +258,6 @@ def _shown(page: Page, max_pixels: int) -> list[TextContent | ImageContent]:
         TextContent(type="text", text=words),
         ImageContent(type="image", data=data, mime_type=image.mimetype),
     ]
-
-
-def _passage(text: str, question: str) -> str:
-    """Return the part of a page's text that has the most of the question's words."""
-    words = {word for word in re.findall(r"\w+", question.casefold()) if len(word) > 3}
-    starts = [0, *(space.end() for space in re.finditer(r"\s+", text))]
-    lowered = text.casefold() if len(text.casefold()) == len(text) else text.lower()
-    best = max(starts[::10], key=lambda start: sum(word in lowered[start : start + _EXCERPT] for word in words))
-    return f"{'... ' if best else ''}{excerpt(text[best:], _EXCERPT)}"
 
 
 def _said(error: ColQwenError, store: MilvusPageStore) -> str:

@@ -25,8 +25,6 @@ from llama_index_colqwen.integrations.mcp import create_server
 from tests.conftest import at_most
 from tests.documents import write_text_pdf
 
-LONG = "The report is about many things. " * 40 + "Turbidity of the harbour is given in NTU. " + "And so on. " * 40
-
 
 def make_index(folder: Path) -> Path:
     """Index two documents, one with roman page labels."""
@@ -197,15 +195,6 @@ def test_the_file_is_free_when_nothing_was_asked_for_some_time(db: Path, monkeyp
             while store._connection.is_open:
                 assert time.monotonic() < deadline, "it stays open"
                 time.sleep(0.05)
-
-
-def test_excerpts_are_where_the_words_are() -> None:
-    found = integration._passage(LONG, "How turbid? Which turbidity has the harbour?")
-    assert "Turbidity of the harbour" in found
-    assert found.startswith("... ")
-    assert len(found) < 420
-    assert integration._passage("", "words") == ""
-    assert integration._passage("Few words.", "nothing") == "Few words."
 
 
 def test_options_that_make_no_sense_are_refused(db: Path) -> None:

@@ -14,8 +14,7 @@ import regex
 
 __all__ = ["Snippet", "snippet"]
 
-_CHARACTERS = 160
-_BEFORE = 40
+_BEFORE = 40  # characters that are shown before the first of the words
 
 _STOP_WORD_FREQUENCY = 0.002  # "which", "in" and "not" are above it
 _UNKNOWN_FREQUENCY = 1e-8
@@ -45,13 +44,14 @@ class Snippet:
         return list(dict.fromkeys(self.text[start:end] for start, end in self.matches))
 
 
-def snippet(question: str, text: str, language: str = "en") -> Snippet:
+def snippet(question: str, text: str, language: str = "en", max_characters: int = 160) -> Snippet:
     """Choose the piece of a text with the most, and the rarest, of a question's words, or of their inflections.
 
     Args:
         question: Stop words count only where there are no others.
         text: A page's.
         language: ISO 639-1 code: whose stop words and inflections.
+        max_characters: Of the piece, without the "..." at its ends; over 40.
 
     Returns:
         The text's beginning, without matches, if they share no word; an empty text's is empty.
@@ -62,11 +62,13 @@ def snippet(question: str, text: str, language: str = "en") -> Snippet:
     found = [(start, end, stem(word)) for start, end, word in _words(line) if stem(word) in wanted]
 
     def weight(at: int) -> float:
-        return sum(wanted[one] for one in {one for start, _, one in found if 0 <= start - at < _CHARACTERS - _BEFORE})
+        return sum(
+            wanted[one] for one in {one for start, _, one in found if 0 <= start - at < max_characters - _BEFORE}
+        )
 
     best = max((start for start, _, _ in found), key=weight, default=0)  # of equal ones, the first
-    start = max(0, min(best - _BEFORE, len(line) - _CHARACTERS))
-    end = min(start + _CHARACTERS, len(line))
+    start = max(0, min(best - _BEFORE, len(line) - max_characters))
+    end = min(start + max_characters, len(line))
     # Words are whole, where there are spaces.
     start = line.find(" ", start - 1, best) + 1 or start if start else 0
     end = max(line.rfind(" ", end - _BEFORE, end + 1), 0) or end if end < len(line) else end

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_index_colqwen.cli.snippet import snippet
+from llama_index_colqwen.snippet import snippet
 
 FILLER = "Nothing of interest stands on this part of the page. " * 12
 
@@ -48,3 +48,12 @@ def test_inflections_are_the_languages() -> None:
     assert snippet("Haus", "viele H\u00e4user", "de").words == ["H\u00e4user"]
     assert snippet("Haus", "viele H\u00e4user", "en").words == []
     assert snippet("hus", "mange hus", "nb").words == ["hus"]  # has no stemmer by that name
+
+
+def test_a_snippet_is_as_long_as_asked() -> None:
+    text = f"{'Dredging goes on. ' * 60}Turbidity of the harbour basin. {'More follows. ' * 60}"
+    for most in (80, 160, 400):
+        found = snippet("Which turbidity has the harbour?", text, max_characters=most)
+        assert "Turbidity of the harbour" in found.text
+        assert found.text.startswith("... ") and found.text.endswith(" ...")
+        assert most / 2 < len(found.text) <= most + 8
