@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -176,35 +176,29 @@ def time_stages(embedder: ColQwenEmbedder, work: Path, repeat: int, *, with_forw
     # A page of the full model takes a minute on a CPU: noise is pooled and stored in its vectors' place.
     random = np.random.default_rng(0)
     vectors = embedder.embed_pages(pages) if with_forward else [noise(random, page.num_tokens) for page in prepared]
-    uris = iter(work / f"stage-{number}.db" for number in range(1000))
-
-    def store() -> None:
-        with MilvusPageStore(next(uris)) as opened:
-            opened.open(embedder.fingerprint)
-            opened.add(pages, vectors)
-
-    def open_only() -> None:
-        with MilvusPageStore(next(uris)) as opened:
-            opened.open(embedder.fingerprint)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    figures = {
-        "draw": cpu_ms(lambda: list(render_document(stage_pdf, "x.pdf", extract_text=False)), len(pages), repeat),
-        "draw, read text, encode": cpu_ms(lambda: reader.load_data(stage_pdf), len(pages), repeat),
-        "decode": cpu_ms(lambda: [page.open_image().convert("RGB") for page in pages], len(pages), repeat),
-        "decode, preprocess": cpu_ms(
-            lambda: [prepare_page(page, processor, family) for page in pages], len(pages), repeat
-        ),
-        "pool (factor 3)": cpu_ms(lambda: [pool_tokens(some, 3) for some in vectors], len(pages), repeat),
-        "store": cpu_ms(store, len(pages), repeat) - cpu_ms(open_only, len(pages), repeat),
-    }
-    if with_forward:
-        model, pad = model_of(embedder), processor.tokenizer.pad_token_id
-        batches = [collate([page.inputs], pad) for page in prepared]
-        with torch.inference_mode():
-            figures["forward"] = cpu_ms(lambda: [model(**batch) for batch in batches], len(pages), repeat)
-    torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        stores = [stack.enter_context(MilvusPageStore(work / f"stage-{number}.db")) for number in range(repeat + 1)]
+        for store in stores:
+            store.open(embedder.fingerprint)
+        empty = iter(stores)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        figures = {
+            "draw": cpu_ms(lambda: list(render_document(stage_pdf, "x.pdf", extract_text=False)), len(pages), repeat),
+            "draw, read text, encode": cpu_ms(lambda: reader.load_data(stage_pdf), len(pages), repeat),
+            "decode": cpu_ms(lambda: [page.open_image().convert("RGB") for page in pages], len(pages), repeat),
+            "decode, preprocess": cpu_ms(
+                lambda: [prepare_page(page, processor, family) for page in pages], len(pages), repeat
+            ),
+            "pool (factor 3)": cpu_ms(lambda: [pool_tokens(some, 3) for some in vectors], len(pages), repeat),
+            "store": cpu_ms(lambda: next(empty).add(pages, vectors), len(pages), repeat),
+        }
+        if with_forward:
+            model, pad = model_of(embedder), processor.tokenizer.pad_token_id
+            batches = [collate([page.inputs], pad) for page in prepared]
+            with torch.inference_mode():
+                figures["forward"] = cpu_ms(lambda: [model(**batch) for batch in batches], len(pages), repeat)
+        torch.set_num_threads(threads)
     return figures
 
 
