@@ -102,8 +102,7 @@ class MilvusSearch:
         by_id = {page.page_id: page for page, _ in pages}
         for some in batches([entry for _, entry in pages], _WRITE_PAGES):
             ids = {entry.page_id: entry.vectors.vector_id for entry in some}
-            pages_read = [(by_id[page.page_id], ids[page.page_id], page.vectors) for page in self._read(some)]
-            self._write(pages_read, changes=True)
+            self._write([(by_id[page.page_id], ids[page.page_id], page.vectors) for page in self._read(some)])
 
     def updated(self, pages: Sequence[tuple[Page, PageEntry]]) -> None:
         """See `CandidateSearch`; there is nothing left to do."""
@@ -221,12 +220,12 @@ class MilvusSearch:
         if pages and (missing := self.lost(self.entries([entry.page_id for entry in pages.values()]).values())):
             _LOGGER.warning(lost_pages(self._pages.name, self._connection.uri, missing))
 
-    def _write(self, pages: Sequence[tuple[Page, str, MultiVector]], *, changes: bool = False) -> None:
+    def _write(self, pages: Sequence[tuple[Page, str, MultiVector]]) -> None:
         rows = []
         for page, vector_id, vectors in pages:
             number = self._candidate_vectors
             rows += candidate_rows(page, vector_id, vectors if number == "all" else pool_to(vectors, number))
-        self._table.upsert(rows, [_bytes(row) for row in rows], changes=changes)
+        self._table.upsert(rows, [_bytes(row) for row in rows])
 
     def _candidate_ids(self, entry: PageEntry) -> list[str]:
         most, stored = self._candidate_vectors, entry.vectors

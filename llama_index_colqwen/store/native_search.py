@@ -44,7 +44,7 @@ class NativeSearch(MilvusSearch):
         )
         return [page_of_candidate(row["candidate_id"]) for row in rows]
 
-    def _write(self, pages: Sequence[tuple[Page, str, MultiVector]], *, changes: bool = False) -> None:
+    def _write(self, pages: Sequence[tuple[Page, str, MultiVector]]) -> None:
         rows = []
         for page, vector_id, vectors in pages:
             most = self._candidate_vectors
@@ -59,7 +59,7 @@ class NativeSearch(MilvusSearch):
                     "vectors": [{"vector": vector} for vector in kept.tolist()],
                 }
             )
-        self._table.upsert(rows, [_bytes(row) for row in rows], changes=changes)
+        self._table.upsert(rows, [_bytes(row) for row in rows])
 
     def _candidate_ids(self, entry: PageEntry) -> list[str]:
         return [candidate_id(entry.vectors.vector_id, 0)]

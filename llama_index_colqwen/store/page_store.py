@@ -314,7 +314,7 @@ class MilvusPageStore:
             means = self._pages.read([page.page_id for page in pages], ["page_id", "mean_vector"])
             mean_of = {row["page_id"]: row["mean_vector"] for row in means}
             rows = [page_row(page, entry, mean_of[page.page_id]) for page, entry in changed if page.page_id in mean_of]
-            self._pages.upsert(rows, [_row_bytes(row) for row in rows], changes=True)
+            self._pages.upsert(rows, [_row_bytes(row) for row in rows])
             search.updated(changed)
 
     def delete(
@@ -629,7 +629,7 @@ class MilvusPageStore:
             ]
             search.write(new)
             rows = [page_row(one.page, one.entry, one.vectors.mean(axis=0).tolist()) for one in new]
-            self._pages.upsert(rows, [_row_bytes(row) for row in rows], changes=bool(before))
+            self._pages.upsert(rows, [_row_bytes(row) for row in rows])
             search.written(new, before)
             # The same vectors written again may be in another collection than before: only there they are outdated.
             kept_ids = set(ids)

@@ -22,7 +22,6 @@ _DELETE_ROWS = 1024
 # "Session" sees at once what this process has written, and what others wrote a moment later. "Strong" waits for the
 # server's next tick every time: 200 to 500 ms a query on Milvus 2.3, for 3. But that version does not say when it
 # deleted, so that sessions see deleted rows until that tick: for so long after deleting, this process reads strongly.
-# Replacing is deleting, too.
 _DELETED_SECONDS = 2.0
 _DELETED: dict[tuple[str, str], float] = {}
 
@@ -156,19 +155,11 @@ class MilvusTable:
             for some in _messages(rows, sizes):
                 self._connection.client.insert(self.name, some)
 
-    def upsert(self, rows: Sequence[Row], sizes: Sequence[int], *, changes: bool = False) -> None:
-        """Add rows, or replace those with their keys.
-
-        Args:
-            rows: As for `insert`.
-            sizes: As for `insert`.
-            changes: Whether any key is there, with other values.
-        """
+    def upsert(self, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+        """Add rows, or replace those with their keys; arguments as for `insert`."""
         with self._connection.errors("add to"):
             for some in _messages(rows, sizes):
                 self._connection.client.upsert(self.name, some)
-        if changes:
-            self._note_deletion()
 
     def remove(self, keys: Sequence[str]) -> None:
         """Delete the rows with these keys."""
@@ -180,13 +171,10 @@ class MilvusTable:
         self._load()
         with self._connection.errors("delete from"):
             self._connection.client.delete(self.name, filter=expression)
-        self._note_deletion()
-
-    # ---- inside
-
-    def _note_deletion(self) -> None:
         if not self._connection.is_local:
             _DELETED[self._connection.uri, self.name] = time.monotonic()
+
+    # ---- inside
 
     def _query(self, expression: str, fields: Sequence[str], **options: Any) -> list[Row]:  # noqa: ANN401 - passed on
         self._load()

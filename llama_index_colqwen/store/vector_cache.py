@@ -295,7 +295,7 @@ class VectorCache:
         self._look_at(self._current)
         if self._current not in self._segments or not self._has_room(self._current, size):
             newest = max([self._closed, *self._numbers()])
-            if self._has_room(newest, size):
+            if self._has_room(newest, size) and self._has_all_it_names(newest):
                 self._current = newest
                 self._read_index(newest)
             else:
@@ -312,6 +312,19 @@ class VectorCache:
         is_torn = index is not None and index.size % _RECORD.itemsize > 0
         is_full = vectors is not None and vectors.size + size > max(size, self._segment_bytes)
         return number > self._closed and not is_torn and not is_full
+
+    def _has_all_it_names(self, number: int) -> bool:
+        """Whether no record is of vectors that were cut off: it would be taken for one of what is appended."""
+        try:
+            data = self._path(number, "index").read_bytes()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        vectors = _state(self._path(number, "vectors"))  # written before the records
+        records = np.frombuffer(data[: len(data) - len(data) % _RECORD.itemsize], _RECORD)
+        ends = records["offset"] + records["vectors"] * np.uint64(self._row_bytes)
+        return not len(ends) or (vectors is not None and int(ends.max()) <= vectors.size)
 
     def _make_room(self, size: int) -> None:
         """Delete the oldest segments of a bounded cache until there is room for so many bytes."""

@@ -441,6 +441,18 @@ def take(step: str, numbers: set[int], cache: VectorCache) -> None:
         {"get": cache.get, "remove": cache.remove, "compact": cache.compact}[step](names)
 
 
+def test_records_of_vectors_that_are_not_there_do_not_name_what_is_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_index_colqwen.store.vector_cache._SEGMENT_BYTES", 3 * 20 * (DIM + 4))
+    cache = make_cache(tmp_path)
+    cache.put("page 0", encoded(0))
+    shutil.copy(tmp_path / "cache" / "000001.index", tmp_path / "cache" / "000002.index")
+    for number in range(8):
+        cache.put(f"page {number}", encoded(number))
+    assert set(check_right(cache)) == set(NAMES)
+
+
 @pytest.mark.slow
 @settings(max_examples=int(os.environ.get("COLQWEN_TEST_DAMAGES", "150")), deadline=None)
 @given(
