@@ -13,7 +13,7 @@ from functools import cache
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 __all__ = ["COLOURS", "FIGURES", "KINDS", "Drawn", "DrawnPage", "Figure", "draw_page", "question"]
 
@@ -105,6 +105,8 @@ def draw_page(rng: random.Random, figures: Sequence[Figure], size: tuple[int, in
             drawn.append(Drawn(figure_of[number], sheet.figure(figure_of[number], slot)))
         else:
             sheet.text(slot)
+    if rng.random() < 0.4:  # as smooth as what PDFs are rendered to
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
     drawn.sort(key=lambda each: each.box[1])
     return DrawnPage(image, drawn)
 
@@ -212,7 +214,7 @@ class _Sheet:
         x = left + rng.random() * (room_x - width)
         y = top + rng.random() * (room_y - height)
         box = (x, y, x + width, y + height)
-        colour = _jitter(COLOURS[colour_name], rng, 18)
+        colour = _tint(_jitter(COLOURS[colour_name], rng, 18), rng.uniform(0.8, 1))
         if kind in _WITH_AXES:
             self.axes(box)
         _DRAW[kind](self, box, colour)
@@ -241,7 +243,7 @@ class _Sheet:
     def bar_chart(self, box: Box, colour: _Colour) -> None:
         rng, (left, top, right, bottom) = self.rng, box
         count, lying = rng.randint(3, 8), rng.random() < 0.25
-        fill = rng.uniform(0.5, 0.85)
+        fill, outline = rng.uniform(0.5, 0.9), rng.choice((None, None, None, self.ink))
         long = (right - left) if lying else (bottom - top)
         step = ((bottom - top) if lying else (right - left)) / count
         for number in range(count):
@@ -250,7 +252,7 @@ class _Sheet:
             bar = (left, top + begin, left + length, top + begin + fill * step)
             if not lying:
                 bar = (left + begin, bottom - length, left + begin + fill * step, bottom)
-            self.pen.rectangle(bar, fill=colour)
+            self.pen.rectangle(bar, fill=colour, outline=outline)
 
     def pie_chart(self, box: Box, colour: _Colour) -> None:
         rng, circle = self.rng, _square(box)
@@ -271,7 +273,7 @@ class _Sheet:
                 level = min(0.97, max(0.03, level + rng.uniform(-0.3, 0.3)))
                 points.append((left + (right - left) * step / (count - 1), bottom - (bottom - top) * level))
             shade = _tint(colour, 1 - 0.35 * number)
-            self.pen.line(points, fill=shade, width=rng.choice((2, 3, 4)), joint="curve")
+            self.pen.line(points, fill=shade, width=rng.choice((1, 2, 3, 4)), joint="curve")
             if rng.random() < 0.3:
                 for x, y in points:
                     self.pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=shade)
