@@ -1,6 +1,6 @@
 """PDFs with figures of other making -> whether the tiny ColQwen2 of `examples/tiny_visual` finds them by words.
 
-    python benchmarks/tiny_visual.py [--folder KEPT] [--checkpoint examples/tiny_visual/checkpoint]
+    python benchmarks/tiny_visual.py [--folder KEPT] [--max-visual-tokens 768]
 
 A page a figure, with text above and below, in six colours: charts, tables, diagrams, stamps and signatures of
 reportlab, and charts of matplotlib, as these libraries draw them. Nothing of it was seen in training. Pages are read by
@@ -188,9 +188,9 @@ def write_pdf(path: Path, draw: Draw, kinds: Sequence[str], rng: random.Random) 
     return pages
 
 
-def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
+def measure(folder: Path, checkpoint: Path, max_visual_tokens: int) -> dict[str, Any]:
     """Write the PDFs, index them, and ask for every figure among those of its library."""
-    embedder = ColQwenEmbedder(checkpoint)
+    embedder = ColQwenEmbedder(checkpoint, device="cpu", max_visual_tokens=max_visual_tokens)
     figures: dict[str, Any] = {}
     for library, (draw, kinds) in LIBRARIES.items():
         pdf = folder / f"{library}.pdf"
@@ -228,11 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where PDFs and pages are kept; by default they are not")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--max-visual-tokens", type=int, default=768)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = measure(options.checkpoint, folder)
+        figures = measure(folder, options.checkpoint, options.max_visual_tokens)
     shown = Shown("", "pages", "hit@1", "region in box", "hit@1 by kind")
     for library, row in figures.items():
         kinds = ", ".join(f"{kind} {share:.2f}" for kind, share in row["by kind"].items())
