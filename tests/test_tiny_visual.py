@@ -43,7 +43,7 @@ def test_figures_on_unseen_pages_are_found_and_the_best_patch_lies_in_them(
     found = example["measure"].ask(embedder, pages, SEED)
     right = [each for each in found if each.right]
     assert len(found) == 40
-    assert len(right) >= 34
+    assert len(right) >= 35
     assert sum(each.in_box for each in right) >= 0.9 * len(right)
 
 
