@@ -109,6 +109,12 @@ function go(change, { replace = false } = {}) {
 
 // ---- documents
 
+// How many pages these files have, or all.
+function pagesOf(files) {
+  const some = state.documents.filter((one) => !files.length || files.includes(one.file_name));
+  return some.reduce((sum, one) => sum + one.pages, 0);
+}
+
 const state = { documents: [], chat_model: null, types: [], max_upload_bytes: 0 };
 
 async function readState() {
@@ -119,9 +125,8 @@ async function readState() {
 
 function showDocuments() {
   const { files } = wanted();
-  const pages = state.documents.reduce((sum, one) => sum + one.pages, 0);
   $("documents").hidden = !state.documents.length;
-  $("pages").textContent = `${state.documents.length}, ${plural(pages, "page")}`;
+  $("pages").textContent = `${state.documents.length}, ${plural(pagesOf([]), "page")}`;
   $("narrow").hidden = state.documents.length < 13;
   const held = document.activeElement?.value;
   $("files").replaceChildren(
@@ -186,7 +191,9 @@ function showHits({ hits, more, seconds }, now, key) {
   found = { key, hits };
   $("hits").replaceChildren(...hits.map((hit) => card(hit, now)));
   $("more").hidden = !more;
-  $("status").textContent = now.q && hits.length ? `The ${plural(hits.length, "best page")}, found in ${Math.round(1000 * seconds)} ms` : "";
+  const all = pagesOf(now.files);
+  const which = hits.length < all ? `The ${hits.length} best of ${plural(all, "page")}` : plural(hits.length, "page");
+  $("status").textContent = now.q && hits.length ? `${which}, found in ${Math.round(1000 * seconds)} ms` : "";
   showEmpty(now, hits.length);
 }
 
