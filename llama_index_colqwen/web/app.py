@@ -211,15 +211,14 @@ class _Page:
         try:
             if not await _write(request, part, self._max_upload_bytes):
                 return too_large
+            instead = request.query_params.get("instead")
             if await asyncio.to_thread(self._uploads.is_taken, name, part):
-                instead = request.query_params.get("instead")
                 if instead not in ("replace", "keep"):
                     return refusal(f"There is another {name} already.", HTTPStatus.CONFLICT, taken=True)
                 name = self._uploads.free_name(name) if instead == "keep" else name
             return _json(self._uploads.add(part, name).to_dict(), HTTPStatus.ACCEPTED)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        finally:
+            part.unlink(missing_ok=True)  # what is in the line was moved
 
     def list_uploads(self, request: Request) -> Response:
         return _json({"uploads": [upload.to_dict() for upload in self._uploads.listed()]})

@@ -151,8 +151,9 @@ class Uploads:
         with self._lock:
             self._numbers += 1
             upload = Upload(self._numbers, file_name)
+            waiting = part.replace(part.with_suffix(".waiting"))
             self._uploads = [*self._uploads, upload][-_REMEMBERED:]
-        self._worker.submit(self._run, upload, part)
+        self._worker.submit(self._run, upload, waiting)
         return upload
 
     def listed(self) -> list[Upload]:
