@@ -25,7 +25,7 @@ MakeApp: TypeAlias = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an index: a sample, a file whose name and text are HTML, and one whose picture and file are gone."""
+    """A folder with an index: a sample, a file whose name and text are HTML, and one that is gone with its picture."""
     folder = tmp_path_factory.mktemp("web")
     write_text_pdf(folder / f"{HTML}.pdf", f"Zebras say {HTML} <b>aloud</b>")
     gone = write_text_pdf(folder / "gone.pdf", "Walruses have left")

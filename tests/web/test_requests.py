@@ -84,7 +84,7 @@ def test_search_keeps_to_chosen_files_and_to_a_number(page: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("question", "number", "sentence"), [
-    ("  ", "1", "empty"), ("x" * 2001, "1", "too long"), ("sensor", "0", "k is a whole number"), ("sensor", "²", "k is"),
+    ("  ", "1", "empty"), ("x" * 2001, "1", "too long"), ("sensor", "0", "k is a whole"), ("sensor", "²", "k is"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_a_sentence(page: TestClient, question: str, number: str, sentence: str) -> None:
     answer = page.get("/api/search", params={"q": question, "k": number})
