@@ -75,7 +75,7 @@ class Browser:
 
     def errors(self) -> list[str]:
         """Return what the browser complains of, such as what the policy forbids, but not that a request was refused."""
-        log: list[dict[str, str]] = self.driver.get_log("browser")
+        log: list[dict[str, str]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         messages = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
         return [message for message in messages if "Failed to load resource" not in message]
 

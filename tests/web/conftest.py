@@ -12,9 +12,6 @@ from llama_index_colqwen import ColQwenIndex, MilvusPageStore, PDFPageReader
 from llama_index_colqwen.shared_index import SharedIndex
 from tests.documents import write_text_pdf
 
-pytest.importorskip("starlette", reason="the [server] extra is not installed")
-pytest.importorskip("uvicorn", reason="the [server] extra is not installed")
-
 SAMPLES = Path(__file__).parents[2] / "examples" / "pdfs"
 
 HTML = "<img src=x onerror=document.title=1>"
@@ -33,8 +30,9 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = PDFPageReader(image_dir=folder / "pages.images", ocr="never").load_data(files, show_progress=False)
     ColQwenIndex.from_documents(documents, uri=folder / "pages.db", show_progress=False).close()
     gone.unlink()
-    [image] = [document.image_path for document in documents if document.metadata["file_name"] == "gone.pdf"]
-    Path(image).unlink()
+    with ColQwenIndex.from_existing(folder / "pages.db") as index:
+        [node] = [node for node in index.nodes() if node.metadata["file_name"] == "gone.pdf"]
+    Path(str(node.image_path)).unlink()
     return folder
 
 

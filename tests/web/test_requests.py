@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+pytest.importorskip("starlette", reason="the [server] extra is not installed")
+pytest.importorskip("uvicorn", reason="the [server] extra is not installed")
+
 from starlette.testclient import TestClient
 
-from llama_index_colqwen import ColQwenIndex, MilvusPageStore, UnsupportedDocumentError
+from llama_index_colqwen import ColQwenIndex, MilvusPageStore, Page, UnsupportedDocumentError
 from llama_index_colqwen.asking import ChatModel
+from llama_index_colqwen.pages import PageImage
 from llama_index_colqwen.shared_index import SharedIndex
 from llama_index_colqwen.web import pictures
 from llama_index_colqwen.web.uploads import Uploads, safe_name
@@ -132,7 +137,12 @@ def test_thumbnails_are_drawn_once_and_kept_in_bounded_memory(
 ) -> None:
     drawn: list[str] = []
     draw = pictures._draw
-    monkeypatch.setattr(pictures, "_draw", lambda page, pixels: drawn.append(page.page_id) or draw(page, pixels))
+
+    def noting(page: Page, max_pixels: int) -> PageImage:
+        drawn.append(page.page_id)
+        return draw(page, max_pixels)
+
+    monkeypatch.setattr(pictures, "_draw", noting)
     ids = [hit["page_id"] for hit in found(page, "sensor", file="tidal-sensors-paper.pdf")]
     for page_id in [*ids, *ids]:
         assert page.get("/api/thumbnail", params={"page": page_id}).status_code == 200
@@ -209,10 +219,10 @@ def test_other_sites_can_neither_read_nor_change(copied: Path) -> None:
             ("/api/session", {"json": {"token": "x"}}),
         ):
             del client.headers["X-ColQwen-UI"]
-            assert client.post(address, **options).status_code == 403  # type: ignore[arg-type]
+            assert client.post(address, **options).status_code == 403
             client.headers.update(OURS)
             for other in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
-                assert client.post(address, headers=other, **options).status_code == 403  # type: ignore[arg-type]
+                assert client.post(address, headers=other, **options).status_code == 403
         for site in ("cross-site", "same-site"):
             assert client.get("/api/search?q=x", headers={"Sec-Fetch-Site": site}).status_code == 403
         ours = {"Origin": "http://127.0.0.1:8400", "Sec-Fetch-Site": "same-origin"}

@@ -453,7 +453,7 @@ function showUploads() {
 
 function uploadLine(upload) {
   const line = el("li", { className: upload.state }, el("b", { textContent: upload.file_name }));
-  let told = upload.message;
+  let told = upload.message.replace(`${upload.file_name}: `, ""); // which stands above it
   if (upload.state === "waiting") told = "Waits for the files before it";
   if (upload.state === "indexing") {
     told = upload.total ? `${upload.read} of ${plural(upload.total, "page")} read, ${upload.stored} stored` : "Being read ...";
