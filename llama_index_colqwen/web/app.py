@@ -97,6 +97,9 @@ def create_app(
         assert isinstance(error, ColQwenError)
         return refusal(without_folders(error, shared.store), _status(error))
 
+    def forget(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
     routes = [
         Route("/api/session", page.sign_in, methods=["POST"]),
         Route("/api/state", page.state),
@@ -112,7 +115,7 @@ def create_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, token=token)],
-        exception_handlers={ColQwenError: say},
+        exception_handlers={ColQwenError: say, ClientDisconnect: forget},
         lifespan=running,
     )
 
@@ -212,11 +215,10 @@ class _Page:
             if not await _write(request, part, self._max_upload_bytes):
                 return too_large
             instead = request.query_params.get("instead")
-            if await asyncio.to_thread(self._uploads.is_taken, name, part):
-                if instead not in ("replace", "keep"):
-                    return refusal(f"There is another {name} already.", HTTPStatus.CONFLICT, taken=True)
-                name = self._uploads.free_name(name) if instead == "keep" else name
-            return _json(self._uploads.add(part, name).to_dict(), HTTPStatus.ACCEPTED)
+            upload = await asyncio.to_thread(self._uploads.add, part, name, instead)
+            if upload is None:
+                return refusal(f"There is another {name} already.", HTTPStatus.CONFLICT, taken=True)
+            return _json(upload.to_dict(), HTTPStatus.ACCEPTED)
         finally:
             part.unlink(missing_ok=True)  # what is in the line was moved
 

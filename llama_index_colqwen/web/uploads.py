@@ -125,36 +125,37 @@ class Uploads:
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f".{uuid.uuid4().hex}.part"
 
-    def is_taken(self, file_name: str, part: Path) -> bool:
-        """Whether another file is kept under the name, or waits to be."""
-        with self._lock:
-            if any(upload.file_name == file_name and not upload.is_over for upload in self._uploads):
-                return True
-        kept = self._folder / file_name
-        return kept.exists() and not filecmp.cmp(kept, part, shallow=False)
+    def add(self, part: Path, file_name: str, instead: str | None = None) -> Upload | None:
+        """Put a file at the end of the line; it is moved from where it came in.
 
-    def free_name(self, file_name: str) -> str:
-        """Return a name like this one that no file has: `report (2).pdf`."""
-        path, number = PurePath(file_name), 2
+        Args:
+            part: The file.
+            file_name: What it is to be called.
+            instead: What to do where another file is kept under the name, or waits to be: "replace" it, and its pages
+                once the new ones are stored (if the new file cannot be read, both stay); or "keep" both.
+
+        Returns:
+            None if there is another, and it is not said what to do; the part is left as it is.
+        """
         with self._lock:
             waiting = {upload.file_name for upload in self._uploads if not upload.is_over}
+            kept = self._folder / file_name
+            if file_name in waiting or (kept.exists() and not filecmp.cmp(kept, part, shallow=False)):
+                if instead not in ("replace", "keep"):
+                    return None
+                file_name = self._free_name(file_name, waiting) if instead == "keep" else file_name
+            self._numbers += 1
+            upload = Upload(self._numbers, file_name)
+            self._uploads = [*self._uploads, upload][-_REMEMBERED:]
+            self._worker.submit(self._run, upload, part.replace(part.with_suffix(".waiting")))
+            return upload
+
+    def _free_name(self, file_name: str, waiting: set[str]) -> str:
+        """Return a name like this one that no file has: `report (2).pdf`."""
+        path, number = PurePath(file_name), 2
         while (name := f"{path.stem} ({number}){path.suffix}") in waiting or (self._folder / name).exists():
             number += 1
         return name
-
-    def add(self, part: Path, file_name: str) -> Upload:
-        """Put a file at the end of the line; it is moved from where it came in.
-
-        A file that is kept under its name is replaced, and its pages are once the new ones are stored: if the new file
-        cannot be read, both stay.
-        """
-        with self._lock:
-            self._numbers += 1
-            upload = Upload(self._numbers, file_name)
-            waiting = part.replace(part.with_suffix(".waiting"))
-            self._uploads = [*self._uploads, upload][-_REMEMBERED:]
-        self._worker.submit(self._run, upload, waiting)
-        return upload
 
     def listed(self) -> list[Upload]:
         """Return the last files, oldest first."""

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -24,7 +26,7 @@ from llama_index_colqwen.web import pictures
 from llama_index_colqwen.web.uploads import Uploads, safe_name
 from tests.chat_endpoint import chat_endpoint
 from tests.documents import write_text_pdf
-from tests.services import wait_for
+from tests.services import run_app, wait_for
 from tests.web.conftest import HTML, make_app
 
 OURS = {"X-ColQwen-UI": "1"}
@@ -321,6 +323,17 @@ def test_a_file_that_cannot_be_read_is_one_sentence_and_nothing_is_lost(copied: 
         assert found(client, "Which animals hold hands?")[0]["file_name"] == "animals.pdf"
     kept = {path.name: path.read_bytes() for path in (copied / "pages.uploads").iterdir()}
     assert kept == {"animals.pdf": first}
+
+
+def test_who_leaves_while_a_file_is_sent_leaves_nothing_behind(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with make_app(copied) as app, run_app(app) as address:
+        where = urlsplit(address)
+        with socket.create_connection(("127.0.0.1", where.port or 0)) as sender:
+            head = f"POST /api/uploads?name=half.pdf HTTP/1.1\r\nHost: {where.netloc}\r\nX-ColQwen-UI: 1\r\n"
+            sender.sendall(f"{head}Content-Length: 1000\r\n\r\n%PDF-1.7".encode())
+            wait_for(lambda: list((copied / "pages.uploads").glob("*")))
+        wait_for(lambda: not list((copied / "pages.uploads").glob("*")))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_files_that_are_too_large_or_of_other_types_are_refused_before_they_are_kept(copied: Path) -> None:

@@ -166,6 +166,7 @@ async function show() {
   if (key !== found.key) {
     asking.abort();
     asking = new AbortController();
+    answering.abort();
     $("answer").hidden = true;
     if (now.q) await search(now, key, asking.signal).catch(fail);
     else showHits({ hits: [], more: false }, now, key);
@@ -514,7 +515,8 @@ async function* lines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read().catch(() => {
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
       throw new Refused("The answer broke off: the server has ended, or the connection was lost.", {});
     });
     if (done) return;
