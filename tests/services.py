@@ -35,10 +35,18 @@ def serve(
     """Run the service in a thread of this process; leaving the block drains and stops it."""
     # Imported here: other tests use this module without the extra [server].
     from llama_index_colqwen.serving.app import create_app
+
+    with run_app(create_app(embedder, token=token, limits=limits, batching=batching), port) as address:
+        yield address
+
+
+@contextmanager
+def run_app(app: object, port: int = 0) -> Iterator[str]:
+    """Run an ASGI application on loopback in a thread of this process; leaving the block drains and stops it."""
     from llama_index_colqwen.serving.server import bind, make_server
 
-    taken = bind("127.0.0.1", port, token=token)
-    server = make_server(create_app(embedder, token=token, limits=limits, batching=batching))
+    taken = bind("127.0.0.1", port, token=None)
+    server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

@@ -21,6 +21,7 @@ from llama_index_colqwen.cli.info import info
 from llama_index_colqwen.cli.mcp import mcp
 from llama_index_colqwen.cli.search import search
 from llama_index_colqwen.cli.serve import serve
+from llama_index_colqwen.cli.ui import ui
 
 __all__ = ["app", "main"]
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes as long to import as everything else together
 )
-for _command in (index, search, ask, info, delete, serve, mcp, doctor):
+for _command in (index, search, ask, ui, info, delete, serve, mcp, doctor):
     app.command()(_command)
 
 

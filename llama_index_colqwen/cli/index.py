@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llama_index_colqwen.cli.console import plain_errors, print_json, stderr, stdout
-from llama_index_colqwen.cli.options import AsJson, CollectionName, Token, Uri
+from llama_index_colqwen.cli.options import AsJson, CollectionName, ImageDir, Token, Uri
 
 __all__ = ["index"]
 
@@ -32,10 +32,7 @@ def index(
     uri: Uri = "./colqwen.db",
     token: Token = None,
     collection_name: CollectionName = "pages",
-    image_dir: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Where page images are written; by default beside the .db, as NAME.images."),
-    ] = None,
+    image_dir: ImageDir = None,
     embedder: Annotated[
         str,
         typer.Option(

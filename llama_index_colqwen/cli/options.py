@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-__all__ = ["AsJson", "CollectionName", "Embedder", "File", "Filter", "Token", "Uri"]
+__all__ = [
+    "AsJson",
+    "CollectionName",
+    "Embedder",
+    "File",
+    "Filter",
+    "ImageDir",
+    "LlmMaxPixels",
+    "LlmTimeout",
+    "ShownPages",
+    "TextOnly",
+    "Token",
+    "Uri",
+]
 
 # typer reads these at run time, so they stay Optional while Python 3.10 is supported.
 Uri = Annotated[str, typer.Option("--uri", help="A path ending in .db, or a Milvus server's address.")]
 Token = Annotated[Optional[str], typer.Option("--token", envvar="MILVUS_TOKEN", help="The server's token.")]  # noqa: UP045
 CollectionName = Annotated[str, typer.Option("--collection-name", help="The collection's name.")]
+ImageDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--image-dir", help="Where page images are written; by default beside the .db, as NAME.images."),
+]
 Embedder = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--embedder", help="The embedder that made the collection, if it is not where it was."),
@@ -29,3 +47,12 @@ Filter = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+# What a chat model is shown, and how long it is waited for.
+ShownPages = Annotated[int, typer.Option("--top-k", "-k", help="How many pages the model is shown.")]
+TextOnly = Annotated[bool, typer.Option("--text-only", help="Show the model the pages' text and no pictures.")]
+LlmMaxPixels = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Pictures are scaled down to so many pixels; 1000000 by default.", show_default=False),
+]
+LlmTimeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait for the model, each time it is silent.")]

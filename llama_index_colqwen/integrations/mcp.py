@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 from llama_index.core.schema import MetadataMode
@@ -27,12 +24,12 @@ from llama_index_colqwen.errors import (
     MissingDependencyError,
     check_count,
 )
-from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import caption
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS, image_for_llm
 from llama_index_colqwen.retriever import node_to_show
+from llama_index_colqwen.shared_index import SharedIndex, without_folders
 from llama_index_colqwen.snippet import snippet
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
@@ -107,7 +104,7 @@ def create_server(
     """
     check_count("top_k", top_k)
     check_count("max_pixels", max_pixels)
-    shared = _SharedIndex(store, embedder)
+    shared = _Shared(store, embedder)
     # Told on standard error, where a client's log is: what is of use for the person who set the server up.
     server = MCPServer(
         "colqwen", version=version("llama-index-colqwen"), instructions=_INSTRUCTIONS, log_level="WARNING"
@@ -172,44 +169,22 @@ def create_server(
     return server
 
 
-class _SharedIndex:
-    """An index that is open while it is asked and for some seconds after."""
+class _Shared:
+    """An index that is asked by one tool call at a time; our errors become the tool's."""
 
     def __init__(self, store: MilvusPageStore, embedder: str | MultiVectorEmbedder | None) -> None:
-        self._store, self._embedder = store, embedder
-        self._index: ColQwenIndex | None = None
-        self._made_by: EmbedderFingerprint | None = None
+        self._index = SharedIndex(store, embedder, _IDLE_SECONDS)
         self._lock = threading.Lock()
-        self._closing: threading.Timer | None = None
 
     @contextmanager
     def use(self) -> Iterator[ColQwenIndex]:
-        """Give the index, to one call at a time; our errors become the tool's."""
         with self._lock:
-            if self._closing is not None:
-                self._closing.cancel()
             try:
-                yield self._open()
+                with self._index.use() as index:
+                    yield index
             except ColQwenError as error:
                 _LOGGER.warning("%s", error)
-                raise ToolError(_said(error, self._store)) from error
-            finally:
-                if self._store.is_local:
-                    self._closing = threading.Timer(_IDLE_SECONDS, self._close)
-                    self._closing.daemon = True
-                    self._closing.start()
-
-    def _open(self) -> ColQwenIndex:
-        made_by = self._store.fingerprint()  # not the store's `open`, which would make a collection
-        if self._index is None or self._made_by != made_by:
-            self._index = ColQwenIndex.from_existing(store=self._store, embedder=self._embedder)
-            self._made_by = made_by
-        return self._index
-
-    def _close(self) -> None:
-        with self._lock:
-            if self._closing is threading.current_thread():  # else it was asked again meanwhile
-                self._store.close()
+                raise ToolError(without_folders(error, self._index.store)) from error
 
 
 def _equal(**values: str | int) -> MetadataFilters:
@@ -258,12 +233,3 @@ def _shown(page: Page, max_pixels: int) -> list[TextContent | ImageContent]:
         TextContent(type="text", text=words),
         ImageContent(type="image", data=data, mime_type=image.mimetype),
     ]
-
-
-def _said(error: ColQwenError, store: MilvusPageStore) -> str:
-    """Return an error's sentence without the folders of this machine."""
-    text = str(error)
-    for place in (store.uri if store.is_local else None, store.image_dir):
-        if place is not None:
-            text = text.replace(f"{Path(place).parent}{os.sep}", "")
-    return re.sub(r"(?<![\w:/.])/(?:[^\s/'\"]+/)+", "", text)

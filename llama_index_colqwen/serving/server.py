@@ -24,13 +24,14 @@ _HEAD_S = 10.0
 _MAX_CONNECTIONS = 1024
 
 
-def bind(host: str, port: int, *, token: str | None) -> socket.socket:
+def bind(host: str, port: int, *, token: str | None, variable: str = "COLQWEN_TOKEN") -> socket.socket:
     """Take an address, before a model is loaded for it; connections are refused until `run` listens.
 
     Args:
         host: A name or an address of this machine.
         port: 0 for any that is free.
         token: What clients will have to send, if anything.
+        variable: The environment's, that it is from.
 
     Raises:
         InvalidOptionError: If the address is in use or not of this machine; or if other machines could connect and no
@@ -42,8 +43,8 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
         raise _unusable(host, port, error) from error
     if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not token:
         raise InvalidOptionError(
-            f"On {host}, other machines can connect: set a secret in the environment variable COLQWEN_TOKEN, which "
-            "clients then send as a bearer token; or stay on 127.0.0.1."
+            f"On {host}, other machines can connect: set a secret in the environment variable {variable}, which is "
+            "then asked of them; or stay on 127.0.0.1."
         )
     taken = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -266,6 +266,7 @@ def test_every_command_that_prints_results_prints_json_too() -> None:
     assert {name for name, command in commands.items() if "as_json" not in inspect.signature(command).parameters} <= {
         "mcp",
         "serve",
+        "ui",
     }
 
 

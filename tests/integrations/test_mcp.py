@@ -185,7 +185,7 @@ async def test_pages_that_share_name_and_number_are_told_apart(tmp_path: Path) -
 def test_the_file_is_free_when_nothing_was_asked_for_some_time(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integration, "_IDLE_SECONDS", 0.2)
     with MilvusPageStore(db) as store:
-        shared = integration._SharedIndex(store, None)
+        shared = integration._Shared(store, None)
         for _ in range(2):
             with shared.use() as index:
                 assert index.store.count() == 4
