@@ -1,6 +1,6 @@
 """The samples and a question -> the picture of README and docs: the page that was found, and where the answer stands.
 
-    python examples/make_picture.py [docs/images/found-page.png]
+python examples/make_picture.py [docs/images/found-page.png]
 """
 
 from __future__ import annotations
