@@ -42,7 +42,7 @@ def main(target: Path) -> None:
             hits = index.as_retriever(similarity_top_k=4, score="normalized").retrieve(QUESTION)
             why = index.explain(QUESTION, hits[0])
             page, region = why.to_image(), why.regions()[0]
-            with Image.open(hits[0].node.image_path) as image:
+            with Image.open(str(hits[0].node.image_path)) as image:
                 x0, y0, x1, y1 = region.scaled(*image.size)
                 around = image.height / 40
                 crop = image.convert("RGB").crop(
