@@ -247,10 +247,10 @@ def test_version_is_the_packages() -> None:
 
 
 def test_every_command_is_in_its_guide() -> None:
-    readme = (ROOT / "docs" / "guides" / "command-line.md").read_text("utf-8")
+    guide = (ROOT / "docs" / "guides" / "command-line.md").read_text("utf-8")
     for command in app.registered_commands:
         assert command.callback is not None
-        assert f"colqwen {command.callback.__name__}" in readme
+        assert f"colqwen {command.callback.__name__}" in guide
 
 
 def test_help_has_a_short_name_and_completion_can_be_installed() -> None:
