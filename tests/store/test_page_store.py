@@ -401,9 +401,7 @@ for number in range(40):
             np.testing.assert_allclose(candidate.vectors, unit_rows(number, 50), atol=0.005)
 
 
-def test_reader_among_writers_never_sees_another_pages_vectors(
-    store: MilvusPageStore, request: pytest.FixtureRequest
-) -> None:
+def test_reader_among_writers_never_sees_another_pages_vectors(store: MilvusPageStore) -> None:
     versions = {f"text {number}": unit_rows(number, 2 + number) for number in range(12)}
     store.add([make_page("a", "text 0")], [versions["text 0"]])
 
@@ -412,18 +410,17 @@ def test_reader_among_writers_never_sees_another_pages_vectors(
             store.add([make_page("a", text)], [vectors])
 
     def read() -> list[MultiVector]:
-        return [candidate.vectors for _ in range(30) for candidate in everything(store)]
+        # A busy Milvus 2.3 shows pages that another test has deleted, for a moment.
+        return [candidate.vectors for _ in range(30) for candidate in everything(store) if candidate.page_id == "a"]
 
     with ThreadPoolExecutor(3) as pool:
         writing, *reading = pool.submit(write), pool.submit(read), pool.submit(read)
         writing.result()
         for seen in (future.result() for future in reading):
             lengths = [len(vectors) for vectors in seen]
-            for vectors in seen:  # each is whole
+            assert lengths == sorted(lengths)  # versions are seen in their order, and each whole
+            for vectors in seen:
                 np.testing.assert_allclose(vectors, versions[f"text {len(vectors) - 2}"], atol=0.005)
-            # A busy Milvus 2.3 may show the row before the last for a moment, also to strong reading.
-            assert lengths == sorted(lengths) or request.node.callspec.params["store"] == "milvus_server"
-    assert len(everything(store)[0].vectors) == len(versions["text 11"])
 
 
 async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
