@@ -402,16 +402,17 @@ for number in range(40):
 
 
 def test_reader_among_writers_never_sees_another_pages_vectors(store: MilvusPageStore) -> None:
+    name = "rewritten"  # no other test's
     versions = {f"text {number}": unit_rows(number, 2 + number) for number in range(12)}
-    store.add([make_page("a", "text 0")], [versions["text 0"]])
+    store.add([make_page(name, "text 0")], [versions["text 0"]])
 
     def write() -> None:
         for text, vectors in versions.items():
-            store.add([make_page("a", text)], [vectors])
+            store.add([make_page(name, text)], [vectors])
 
     def read() -> list[MultiVector]:
         # A busy Milvus 2.3 shows pages that another test has deleted, for a moment.
-        return [candidate.vectors for _ in range(30) for candidate in everything(store) if candidate.page_id == "a"]
+        return [candidate.vectors for _ in range(30) for candidate in everything(store) if candidate.page_id == name]
 
     with ThreadPoolExecutor(3) as pool:
         writing, *reading = pool.submit(write), pool.submit(read), pool.submit(read)
