@@ -488,7 +488,7 @@ async def test_the_loop_is_never_blocked(url: str, embedder: Gated, images: list
             if turn == 20:
                 embedder.gate.set()
         assert (await task).status_code == 200
-    assert slowest < 1
+    assert slowest < 5  # a loop that waits for the model would wait until the gate opens: for ever
 
 
 def test_what_has_begun_is_answered_before_it_stops(embedder: Gated) -> None:
