@@ -147,7 +147,7 @@ class MilvusSearch:
         self, query: MultiVector, candidate_k: int, chosen: PageFilter | None, exact: bool
     ) -> Iterator[Candidate]:
         """Put forward all pages if they are few, or those whose vectors Milvus finds."""
-        return self._read(self._hit_pages(query, candidate_k, chosen, exact))
+        return self._read(self._hit_pages(query, candidate_k, chosen, exact), chosen)
 
     def best(self, query: MultiVector, hits: int, expression: str = "") -> list[str]:
         """Return the ids of pages that were hit, those that probably score highest first.
@@ -210,15 +210,25 @@ class MilvusSearch:
                 return self.find(expression, keeps)
             hits = min(4 * hits, _MAX_HITS)
 
-    def _read(self, entries: Iterable[PageEntry]) -> Iterator[Candidate]:
-        """Return the vectors of pages, from the cache or Milvus."""
+    def _read(self, entries: Iterable[PageEntry], chosen: PageFilter | None = None) -> Iterator[Candidate]:
+        """Return the vectors of pages, from the cache or Milvus; pages that are replaced meanwhile, as they are now."""
         pages = {entry.vectors.vector_id: entry for entry in entries}
+        yield from self._take(pages)
+        if not pages:
+            return
+        now = self.entries([entry.page_id for entry in pages.values()]).values()
+        replaced = [entry for entry in now if entry.vectors.vector_id not in pages]
+        yield from self._take(
+            {entry.vectors.vector_id: entry for entry in replaced if chosen is None or chosen.keeps(entry)}
+        )
+        if missing := self.lost(now):
+            _LOGGER.warning(lost_pages(self._pages.name, self._connection.uri, missing))
+
+    def _take(self, pages: dict[str, PageEntry]) -> Iterator[Candidate]:
+        """Return the vectors of pages, by the vectors' names, and take out those that are there."""
         stored = {name: entry.vectors for name, entry in pages.items()}
         for name, vectors in self._cache.read(stored, self._vectors.read):
             yield Candidate(pages.pop(name).page_id, *vectors)
-        # A page that was replaced or deleted meanwhile has other vectors by now, or none.
-        if pages and (missing := self.lost(self.entries([entry.page_id for entry in pages.values()]).values())):
-            _LOGGER.warning(lost_pages(self._pages.name, self._connection.uri, missing))
 
     def _write(self, pages: Sequence[tuple[Page, str, MultiVector]]) -> None:
         rows = []

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
 from llama_index_colqwen import (
     AnnIndex,
@@ -30,6 +31,7 @@ from llama_index_colqwen import (
     StoreError,
 )
 from llama_index_colqwen.store import table, vector_shards
+from llama_index_colqwen.store.vector_shards import VectorTables
 from tests.conftest import at_most
 from tests.fakes import make_page, unit_rows
 from tests.services import wait_for
@@ -401,30 +403,72 @@ for number in range(40):
             np.testing.assert_allclose(candidate.vectors, unit_rows(number, 50), atol=0.005)
 
 
-def test_reader_among_writers_never_sees_another_pages_vectors(
-    store: MilvusPageStore, request: pytest.FixtureRequest
-) -> None:
-    name = "rewritten"  # no other test's
+@pytest.fixture
+def new_store(store: MilvusPageStore, tmp_path: Path) -> Iterator[MilvusPageStore]:
+    """The same, in a collection of its own on servers, too.
+
+    Milvus 2.3 shows rows that were replaced once more when it takes over a part of a collection that was flushed, as
+    that of all tests is: 3 of 48 readers saw one, none in a new collection.
+    """
+    if store.is_local:
+        yield store
+        return
+    with MilvusPageStore(store.uri, collection_name=f"new_{os.getpid()}", cache_dir=tmp_path / "new") as opened:
+        opened.open(FINGERPRINT)
+        yield opened
+        opened.clear()
+
+
+def test_reader_among_writers_never_sees_another_pages_vectors(new_store: MilvusPageStore) -> None:
     versions = {f"text {number}": unit_rows(number, 2 + number) for number in range(12)}
-    store.add([make_page(name, "text 0")], [versions["text 0"]])
+    new_store.add([make_page("a", "text 0")], [versions["text 0"]])
 
     def write() -> None:
         for text, vectors in versions.items():
-            store.add([make_page(name, text)], [vectors])
+            new_store.add([make_page("a", text)], [vectors])
 
     def read() -> list[MultiVector]:
-        # A busy Milvus 2.3 shows pages that another test has deleted, for a moment.
-        return [candidate.vectors for _ in range(30) for candidate in everything(store) if candidate.page_id == name]
+        return [candidate.vectors for _ in range(30) for candidate in everything(new_store)]
 
     with ThreadPoolExecutor(3) as pool:
         writing, *reading = pool.submit(write), pool.submit(read), pool.submit(read)
         writing.result()
         for seen in (future.result() for future in reading):
             lengths = [len(vectors) for vectors in seen]
-            # Versions are seen in their order; but a busy Milvus 2.3 shows rows for a moment that were replaced.
-            assert lengths == sorted(lengths) or request.node.callspec.params["store"] == "milvus_server"
-            for vectors in seen:  # each is whole
+            assert lengths == sorted(lengths)  # versions are seen in their order, and each whole
+            for vectors in seen:
                 np.testing.assert_allclose(vectors, versions[f"text {len(vectors) - 2}"], atol=0.005)
+
+
+@pytest.mark.parametrize("server", ["lite_server", "milvus_server"])
+def test_page_that_is_replaced_while_a_server_is_searched_is_found_as_it_is_now(
+    server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, name = request.getfixturevalue(server), f"contract_{os.getpid()}"
+    with (
+        MilvusPageStore(address, collection_name=name, cache_dir=tmp_path / "writer") as writer,
+        MilvusPageStore(address, collection_name=name, cache_dir=tmp_path / "reader") as reader,
+    ):
+        for opened in (writer, reader):
+            opened.open(FINGERPRINT)
+        ids, read = ("replaced", "moved away"), VectorTables.read
+        writer.add([make_page(page_id, "old", place="here") for page_id in ids], [unit_rows(1, 3), unit_rows(2, 3)])
+        new = [unit_rows(3, 4), unit_rows(4, 4)]
+
+        def replaced_first(shards: VectorTables, wanted: Mapping[str, Any]) -> Iterator[Any]:
+            monkeypatch.setattr(VectorTables, "read", read)
+            pages = [
+                make_page(page_id, "new", place=place) for page_id, place in zip(ids, ("here", "there"), strict=True)
+            ]
+            writer.add(pages, new)
+            return read(shards, wanted)
+
+        monkeypatch.setattr(VectorTables, "read", replaced_first)
+        here = MetadataFilters(filters=[MetadataFilter(key="place", value="here")])
+        found = {one.page_id: one.vectors for one in reader.candidates(unit_rows(0, 1), filters=here)}
+        assert list(found) == ["replaced"]
+        np.testing.assert_allclose(found["replaced"], new[0], atol=0.005)
+        writer.delete(page_ids=ids)
 
 
 async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
