@@ -1,6 +1,6 @@
 """A question, an index and a chat model -> an answer that cites the pages that the model was shown.
 
-Knows nothing of who asks: a shell, or a page in a browser.
+For a shell and for a page in a browser: its errors name the options of the commands that started either.
 """
 
 from __future__ import annotations

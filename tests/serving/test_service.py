@@ -476,8 +476,17 @@ async def test_who_leaves_is_dropped_from_the_batch(url: str, embedder: Gated) -
 
 async def test_the_loop_is_never_blocked(url: str, embedder: Gated, images: list[bytes]) -> None:
     embedder.gate.clear()
-    slowest = 0.0
+    slowest = stalled = 0.0
+
+    async def watch_the_machine() -> None:
+        nonlocal stalled
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(0.01)
+            stalled = max(stalled, time.monotonic() - started)
+
     async with httpx.AsyncClient(timeout=60) as client:
+        watching = asyncio.create_task(watch_the_machine())
         request = {"image": [encode(images[0])] * 8, "text": TEXTS}
         task = asyncio.create_task(client.post(url, json=request))
         for turn in range(40):
@@ -488,7 +497,8 @@ async def test_the_loop_is_never_blocked(url: str, embedder: Gated, images: list
             if turn == 20:
                 embedder.gate.set()
         assert (await task).status_code == 200
-    assert slowest < 5  # a loop that waits for the model would wait until the gate opens: for ever
+        watching.cancel()
+    assert slowest - stalled < 1  # this loop has nothing to do: what stops it is a busy machine
 
 
 def test_what_has_begun_is_answered_before_it_stops(embedder: Gated) -> None:
