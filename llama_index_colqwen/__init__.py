@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_index_colqwen.answering import PagePromptHelper
+    from llama_index_colqwen.crops import CropRegions
     from llama_index_colqwen.embedders.colqwen import ColQwenEmbedder
     from llama_index_colqwen.embedders.lexical import LexicalEmbedder
     from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
@@ -66,6 +67,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "answering": ["PagePromptHelper"],
+    "crops": ["CropRegions"],
     "embedders.colqwen": ["ColQwenEmbedder"],
     "embedders.lexical": ["LexicalEmbedder"],
     "embedders.protocol": ["MultiVectorEmbedder"],
@@ -133,6 +135,7 @@ __all__ = [
     "ColQwenRetriever",
     "ColQwenVectorStore",
     "ConverterNotFoundError",
+    "CropRegions",
     "DeviceMemoryError",
     "DimensionMismatchError",
     "DocumentError",

@@ -27,6 +27,7 @@ from llama_index_colqwen.answering import (
     check_chat_model,
 )
 from llama_index_colqwen.concurrency import gather, in_thread
+from llama_index_colqwen.crops import CropRegions
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, recommended_candidate_vectors, seen_by
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError
@@ -324,6 +325,7 @@ class ColQwenIndex:
         mode: Mode = "visual",
         text_weight: float | None = None,
         llm_max_pixels: int | None = None,
+        crops: bool = False,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
         response_synthesizer: BaseSynthesizer | None = None,
         response_mode: ResponseMode | str = ResponseMode.COMPACT,
@@ -355,6 +357,8 @@ class ColQwenIndex:
             text_weight: How "hybrid" joins both: by ranks, or by scores with this weight of BM25's, from 0 to 1.
             llm_max_pixels: Page images are scaled down to this many pixels for the model, which is billed by them; see
                 `ResizeForLLM`. By default the model is given what `PDFPageReader` drew.
+            crops: Whether the model is given, beside each page, the part that matches best, enlarged; the source nodes'
+                metadata then have `regions`. See `CropRegions`.
             node_postprocessors: What pages go through between retriever and model.
             response_synthesizer: In place of the one that the arguments below describe.
             response_mode: How pages become an answer, such as "compact" or "tree_summarize".
@@ -371,7 +375,8 @@ class ColQwenIndex:
             verbose: Whether LlamaIndex prints what it does.
 
         Raises:
-            InvalidOptionError: If an option has no such value, or the model is no chat model and `multimodal` is on.
+            InvalidOptionError: If an option has no such value, `crops` is on and `multimodal` is not, or `multimodal`
+                is on and the model is no chat model.
             DocumentNotFoundError: By the engine, if `multimodal` and the images of all pages that it found are gone;
                 of some, they go as text.
         """
@@ -382,6 +387,8 @@ class ColQwenIndex:
         except ValueError as error:
             modes = ", ".join(known.value for known in ResponseMode)
             raise InvalidOptionError(f"response_mode is one of {modes}; got {response_mode!r}.") from error
+        if crops and not multimodal:
+            raise InvalidOptionError("crops=True shows a model pictures, and multimodal=False none: choose one.")
         retriever = self.as_retriever(
             similarity_top_k=similarity_top_k,
             candidate_k=candidate_k,
@@ -417,7 +424,14 @@ class ColQwenIndex:
         return RetrieverQueryEngine(
             retriever,
             response_synthesizer=response_synthesizer,
-            node_postprocessors=_postprocessors(node_postprocessors, multimodal, llm_max_pixels),
+            node_postprocessors=_postprocessors(
+                [
+                    *(node_postprocessors or []),
+                    *([CropRegions(self.embedder, self.store, llm_max_pixels)] if crops else []),
+                ],
+                multimodal,
+                llm_max_pixels,
+            ),
             callback_manager=callback_manager or Settings.callback_manager,
         )
 
