@@ -67,16 +67,17 @@ def draw_heat(image: Image.Image, heat: Floats, winners: Iterable[Box], alpha: f
     steps = _steps(heat)
     small = Image.fromarray(steps).resize((8 * steps.shape[1], 8 * steps.shape[0]), Image.Resampling.BILINEAR)
     warmth = np.asarray(small)
-    colours, cover = _palette()[warmth].astype(np.float32), _opacity(alpha)[warmth][:, :, None] / np.float32(255)
-    light = _light_ground(image)
-    darkest, lightest = light.getextrema()
-    if lightest == 0:
-        drawn = ImageChops.screen(image, _scaled_up(colours * (_ON_DARK * cover), image.size))
-    else:
-        drawn = ImageChops.multiply(image, _scaled_up(255 - (255 - colours) * cover, image.size))
-        if darkest != 255:
-            added = ImageChops.screen(image, _scaled_up(colours * (_ON_DARK * cover), image.size))
-            drawn = Image.composite(drawn, added, light.resize(image.size, Image.Resampling.BILINEAR))
+    colours = _palette()[warmth].astype(np.float32) / 255
+    cover = _opacity(alpha)[warmth][:, :, None] / np.float32(255)
+    ground = _light_ground(image).resize(small.size, Image.Resampling.BILINEAR)
+    light = np.asarray(ground)[:, :, None] / np.float32(255)
+    # Multiplying by a colour where the ground is light and screening with it where it is dark are both linear in the
+    # page, and so is what lies between them: one factor and one summand.
+    added = (1 - light) * (_ON_DARK * cover) * colours
+    factor = light * (1 - (1 - colours) * cover) + (1 - light) - added
+    drawn = ImageChops.multiply(image, _scaled_up(factor, image.size))
+    if added.any():
+        drawn = ImageChops.add(drawn, _scaled_up(added, image.size))
     for box in winners:
         _outline(drawn, box)
     return drawn
@@ -88,7 +89,7 @@ def _steps(heat: Floats) -> npt.NDArray[np.uint8]:
 
 
 def _scaled_up(colours: npt.NDArray[np.floating], size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(colours.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    return Image.fromarray((colours * 255).round().astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
 
 
 def draw_boxes(image: Image.Image, boxes: Iterable[tuple[Box, float]], alpha: float) -> Image.Image:
