@@ -99,12 +99,12 @@ def _has_image(message: ChatMessage) -> bool:
 
 
 async def _parts(message: ChatMessage, size: int) -> list[ChatMessage]:
-    """Split a message after each picture, and text without one wherever it is too long."""
+    """Split a message after each picture, or pictures side by side, and text without one wherever it is too long."""
     groups: list[list[ContentBlock]] = [[]]
     for block in message.blocks:
-        groups[-1].append(block)
-        if isinstance(block, ImageBlock):
+        if groups[-1] and isinstance(groups[-1][-1], ImageBlock) and not isinstance(block, ImageBlock):
             groups.append([])
+        groups[-1].append(block)
     parts: list[ChatMessage] = []
     for blocks in filter(None, groups):
         part = ChatMessage(role=message.role, blocks=blocks)

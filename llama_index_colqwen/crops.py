@@ -40,13 +40,10 @@ class CroppedPageNode(PageNode):
     crop: str = Field(repr=False)
 
     def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[Any]:
-        """Return the page's blocks, then what the crop is, and the crop."""
-        what = f"{caption(self)}, enlarged: the part that matches the question best"
-        return [
-            *super().get_content_blocks(metadata_mode),
-            TextBlock(text=what),
-            ImageBlock(image=self.crop.encode(), image_mimetype="image/jpeg"),
-        ]
+        """Return the page's blocks and the crop, side by side: so they stay together in a small context."""
+        *texts, page = super().get_content_blocks(metadata_mode)
+        what = "Two pictures: the page, and enlarged the part of it that matches the question best."
+        return [*texts, TextBlock(text=what), page, ImageBlock(image=self.crop.encode(), image_mimetype="image/jpeg")]
 
 
 class CropRegions(BaseNodePostprocessor):

@@ -50,7 +50,7 @@ def test_a_model_is_shown_the_part_that_matches_after_its_page(index: ColQwenInd
     assert (picture.width, picture.height) == pytest.approx((88, 30), abs=3)  # the word's box and the margin
     red, green, blue = picture.getpixel((44, 15))  # type: ignore[misc]
     assert (red > 240, green < 15, blue < 15) == (True, True, True)
-    assert "report.pdf, page iv, enlarged" in llm.words()
+    assert "Two pictures: the page, and enlarged" in llm.words()
     [source] = response.source_nodes
     [region] = source.metadata["regions"]
     assert (region["left"], region["top"], region["text"]) == (
@@ -59,6 +59,13 @@ def test_a_model_is_shown_the_part_that_matches_after_its_page(index: ColQwenInd
         "harbour",
     )
     assert "regions" not in llm.words()
+
+
+def test_a_page_and_its_crop_are_sent_together_in_a_small_context(index: ColQwenIndex) -> None:
+    index.insert(page_with_red_word().model_copy(update={"id_": "other"}))
+    llm = SeeingLLM(context_window=3000)
+    index.as_query_engine(llm, crops=True).query("harbour")
+    assert [len(llm.images(call)) for call in range(len(llm.calls))] == [2, 2]
 
 
 def test_a_crop_has_no_more_pixels_than_a_model_is_to_be_given(index: ColQwenIndex) -> None:

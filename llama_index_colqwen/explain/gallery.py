@@ -44,7 +44,8 @@ class PageGallery:
         table = Table("Rank", "Score", "Page", "Matched")
         for rank, page in enumerate(self.pages, start=1):
             table.add_row(str(rank), _score(page), Text(_title(page)), Text(_matched(page)))
-        console = Console(file=io.StringIO(), width=100)
+        # In a notebook, rich would display what it prints, instead of returning it.
+        console = Console(file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False)
         with console.capture() as captured:
             console.print(table if self.pages else "No pages.")
         return captured.get().rstrip()
