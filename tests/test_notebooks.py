@@ -15,6 +15,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
 
 
+def read(name: str) -> NotebookNode:
+    notebook: NotebookNode = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
+
+
 def outputs(notebook: NotebookNode) -> list[NotebookNode]:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
@@ -22,7 +27,7 @@ def outputs(notebook: NotebookNode) -> list[NotebookNode]:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_kept_with_its_outputs_and_small_enough_to_be_rendered(name: str) -> None:
     path = EXAMPLES / f"{name}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(name)
     nbformat.validate(notebook)
     assert path.stat().st_size < 1_000_000
     assert {output.output_type for output in outputs(notebook)} <= {"stream", "execute_result", "display_data"}
@@ -37,8 +42,7 @@ def test_a_notebook_is_kept_with_its_outputs_and_small_enough_to_be_rendered(nam
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    kept = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
-    ran = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    kept, ran = read(name), read(name)
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     NotebookClient(ran, timeout=120, resources={"metadata": {"path": str(tmp_path / "examples")}}).execute()
     shape = [[output.output_type for output in outputs(notebook)] for notebook in (kept, ran)]
