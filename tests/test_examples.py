@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from llama_index_colqwen import ColQwenEmbedder, LexicalEmbedder
 from llama_index_colqwen.embedders.lexical import WordWeights
@@ -107,6 +108,22 @@ def test_python_of_the_documentation_runs_as_it_stands(
     output = capsys.readouterr().out
     assert re.search(r"^\d\.\d+ tidal-sensors-paper.pdf 3 .*page-0003", output)
     assert re.search(r"\d images \['3'", output)
+
+
+def test_links_to_files_of_the_repository_lead_somewhere() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    pages = [ROOT / name for name in listed.stdout.split() if not name.startswith("docs/")]  # those mkdocs looks after
+    broken = []
+    for page in pages:
+        tokens = MarkdownIt().enable("table").parse(page.read_text("utf-8"))
+        for token in (child for one in tokens for child in one.children or []):
+            target = str(token.attrs.get("href") or token.attrs.get("src") or "")
+            if target and "://" not in target and not (page.parent / target.partition("#")[0]).exists():
+                broken.append((page.name, target))
+    assert len(pages) >= 5
+    assert broken == []
 
 
 @pytest.mark.slow
