@@ -14,6 +14,7 @@ import pytest
 from llama_index_colqwen import ColQwenEmbedder, EmbedderFingerprint, InvalidOptionError
 from llama_index_colqwen.embedders.colqwen.families import FAMILIES
 from llama_index_colqwen.embedders.colqwen.models import PUBLISHED, PublishedModel
+from llama_index_colqwen.embedders.colqwen.preprocessing import DEFAULT_VISUAL_TOKENS
 from tests.checkpoints import keep_in_cache
 
 Checkpoint = Callable[..., Path]
@@ -30,14 +31,49 @@ def test_row_names_what_there_is_and_cites_where_it_is_written(row: PublishedMod
     assert row.full_dim is None or row.full_dim > row.dim
     assert 0.1 < row.parameters < 20
     scores = [score for score in (row.nano_vidore_v3, row.vidore_v3) if score is not None]
-    assert scores and all(0.2 < score < 1 for score in scores)
-    assert row.sources and all(source.startswith("https://") for source in row.sources)
+    assert scores and all(0.2 < score.ndcg < 0.9 for score in scores)
+    assert row.sources and all(
+        url.startswith("https://") for url in (*row.sources, *(score.source for score in scores))
+    )
 
 
 def test_every_family_whose_models_attend_in_two_ways_has_rows_of_both() -> None:
     for family in FAMILIES:
         kinds = {row.attention for row in PUBLISHED.values() if row.architecture == family.model}
         assert (kinds == {"causal", "bidirectional"}) == family.attention_varies
+
+
+def page_size(row: PublishedModel) -> str:
+    """Return what the exact vectors of a page take; unknown for tiles, whose number is the page's."""
+    layout = FAMILY[row.architecture].layout
+    vectors = {"square": 1030, "tiles": 0, "dynamic": row.visual_tokens or DEFAULT_VISUAL_TOKENS}[layout]
+    return f"{vectors * row.dim / 1000:,.0f} kB" if vectors else "-"
+
+
+def best_score(row: PublishedModel) -> float:
+    return next(score.ndcg for score in (row.nano_vidore_v3, row.vidore_v3) if score is not None)
+
+
+def table() -> str:
+    """Write the models' table of the documentation, best first."""
+    lines = [
+        "| | billions | GB | dims | page | NanoViDoRe v3 | ViDoRe v3 | licence |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(PUBLISHED.values(), key=best_score, reverse=True):
+        scores = [
+            f"[{score.ndcg:.4f}]({score.source})".replace("[0", "[") if score else "-"
+            for score in (row.nano_vidore_v3, row.vidore_v3)
+        ]
+        size = [f"{billions:.2g}" for billions in (row.parameters, 2 * row.parameters)]
+        cells = [f"`{row.name}`", *size, f"{row.dim:,}", page_size(row), *scores, row.licence]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_documentation_has_the_table() -> None:
+    guide = Path(__file__).resolve().parents[3] / "docs" / "guides" / "models.md"
+    assert f"\n\n{table()}\n\n" in guide.read_text("utf-8"), table()
 
 
 class Hub:
