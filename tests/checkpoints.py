@@ -236,7 +236,11 @@ def _qwen3_5() -> tuple[_Made, _Made]:
         "linear_num_value_heads": 4,
         "rope_parameters": {**_ROPE, **rope},
     }
-    return _qwen("Qwen3_5Config ColQwen3_5Processor Qwen3VLVideoProcessor", text, _QWEN3_VISION, _QWEN3_IMAGE)
+    config, processor = _qwen(
+        "Qwen3_5Config ColQwen3_5Processor Qwen3VLVideoProcessor", text, _QWEN3_VISION, _QWEN3_IMAGE
+    )
+    config.retrieval_attention_contract = "causal"  # published checkpoints are of both kinds, and say which
+    return config, processor
 
 
 def _pali() -> tuple[_Made, _Made]:

@@ -23,7 +23,10 @@ def serve(
     device: Annotated[Optional[str], typer.Option(help="cuda, cuda:1, mps, cpu; by default the best.")] = None,  # noqa: UP045
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Pages a forward pass.")] = 4,
-    max_visual_tokens: Annotated[int, typer.Option(help="Pages are scaled down to so many.")] = 768,
+    max_visual_tokens: Annotated[
+        int | None,
+        typer.Option(help="Pages are scaled down to so many; by default as the model was published, or 768."),  # noqa: UP045
+    ] = None,
     pool_factor: Annotated[int, typer.Option(help="Divide a page's vectors by this; 1 keeps all.")] = 1,
     max_queue: Annotated[int, typer.Option(help="Images and texts that wait at most.")] = 512,
 ) -> None:

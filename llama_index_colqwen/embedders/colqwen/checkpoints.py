@@ -12,14 +12,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llama_index_colqwen.concurrency import Lock
+from llama_index_colqwen.embedders.colqwen.attention import AttentionOption, choose_attention, set_attention
+from llama_index_colqwen.embedders.colqwen.families import FAMILIES, Family
+from llama_index_colqwen.embedders.colqwen.models import PUBLISHED, Attention, PublishedModel
 from llama_index_colqwen.embedders.devices import is_out_of_memory, require_torch
 from llama_index_colqwen.embedders.hub import Checkpoint, locate, one_line
 from llama_index_colqwen.errors import (
     DeviceMemoryError,
     IncompleteWeightsError,
+    InvalidOptionError,
     MissingDependencyError,
     ModelError,
     ModelNotFoundError,
@@ -28,61 +32,8 @@ from llama_index_colqwen.errors import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FAMILIES", "Family", "LoadedModel", "import_colpali_engine", "load_model"]
+__all__ = ["LoadedModel", "import_colpali_engine", "load_model"]
 
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of model that colpali-engine runs.
-
-    Attributes:
-        model: Its class in `colpali_engine.models`, and what checkpoints of it have in `architectures`.
-        processor: Its processor's class there.
-        backbones: What untrained checkpoints, which lack the projection, have in `architectures`.
-        projection: The module that makes vectors of hidden states.
-        layout: How pages become patches: "dynamic" keeps their aspect ratio, and their number of tokens can be capped;
-            "square" scales them to one; "tiles" cuts them up and adds a small picture of the whole.
-        query_prefix: What its published models were trained to see before a query.
-    """
-
-    model: str
-    processor: str
-    backbones: tuple[str, ...]
-    projection: str = "custom_text_proj"
-    layout: Literal["dynamic", "square", "tiles"] = "dynamic"
-    query_prefix: str = ""
-
-
-# colpali-engine put "Query: " before queries while the first four were trained, and no longer does.
-FAMILIES = (
-    Family(
-        "ColQwen2", "ColQwen2Processor", ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"), query_prefix="Query: "
-    ),
-    Family(
-        "ColQwen2_5",
-        "ColQwen2_5_Processor",
-        ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
-        query_prefix="Query: ",
-    ),
-    Family(
-        "ColPali",
-        "ColPaliProcessor",
-        ("PaliGemmaForConditionalGeneration",),
-        layout="square",
-        query_prefix="Query: ",
-    ),
-    Family(
-        "ColIdefics3",
-        "ColIdefics3Processor",
-        ("Idefics3ForConditionalGeneration", "Idefics3Model"),
-        projection="linear",
-        layout="tiles",
-        query_prefix="Query: ",
-    ),
-    Family("ColModernVBert", "ColModernVBertProcessor", ("ModernVBertModel", "ModernVBertForMaskedLM"), layout="tiles"),
-    Family("ColQwen3", "ColQwen3Processor", ("Qwen3VLForConditionalGeneration", "Qwen3VLModel")),
-    Family("ColQwen3_5", "ColQwen3_5Processor", ("Qwen3_5ForConditionalGeneration", "Qwen3_5Model")),
-)
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -102,6 +53,8 @@ class LoadedModel:
         checkpoint: Where it came from.
         revision: The checkpoint's; "+" the base's, for an adapter.
         dim: The length of its vectors.
+        attention: How its language model attends.
+        published: What is known of it, if it is a published one.
     """
 
     model: Any
@@ -110,6 +63,8 @@ class LoadedModel:
     checkpoint: Checkpoint
     revision: str
     dim: int
+    attention: Attention
+    published: PublishedModel | None
 
 
 def load_model(
@@ -119,6 +74,8 @@ def load_model(
     dtype: torch.dtype,
     attn_implementation: str | None = None,
     allow_untrained: bool = False,
+    attention: AttentionOption = "auto",
+    dim: int | None = None,
 ) -> LoadedModel:
     """Load a model and prove that all of its weights come from the checkpoint.
 
@@ -128,12 +85,16 @@ def load_model(
         dtype: What the weights are converted to.
         attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2".
         allow_untrained: Admit a base to train from; a projection that is missing is drawn from a fixed seed.
+        attention: As in `ColQwenEmbedder`.
+        dim: Keep so many of the first values of vectors.
 
     Raises:
         MissingDependencyError: If the extra `[colqwen]` is not installed, or its packages do not fit each other.
         ModelNotFoundError: If there is no such model here or on the hub, or the hub cannot be reached.
         IncompleteWeightsError: If weights are missing, left over, unreadable or untrained.
-        ModelError: If the architecture is none of `FAMILIES`, or the adapter is not LoRA.
+        ModelError: If the architecture is none of `FAMILIES`, the adapter is not LoRA, or it is not known how the model
+            attends.
+        InvalidOptionError: If it cannot attend as asked, or has shorter vectors than asked for.
     """
     models = import_colpali_engine()
     own_revision, _, base_revision = (revision or "").partition("+")
@@ -145,6 +106,7 @@ def load_model(
             f"{name} is a base to train from: it would rank pages at random. Give the trained model (such as "
             "vidore/colqwen2-v1.0), or allow_untrained=True."
         )
+    attends = choose_attention(attention, checkpoint, base, family)
     _require_weight_files(base)
     model_class = getattr(models, family.model)
     with _LOADING, _loading_errors(name):
@@ -164,9 +126,14 @@ def load_model(
         if base is not checkpoint:
             _merge_adapter(model, model_class, checkpoint, allow_untrained)
         processor = _load_processor(getattr(models, family.processor), checkpoint, base)
-    dim = int(model.get_submodule(family.projection).out_features)
+    if family.decoder:
+        set_attention(model.get_submodule(family.decoder), attends)
+    published = None if checkpoint.is_folder else PUBLISHED.get(checkpoint.name)
+    if dim is None and published is not None and published.full_dim is not None:
+        dim = published.dim
+    kept = _keep_dims(model.get_submodule(family.projection), dim, name)
     revisions = [checkpoint.revision] if base is checkpoint else [checkpoint.revision, base.revision]
-    return LoadedModel(model.eval(), processor, family, checkpoint, "+".join(revisions), dim)
+    return LoadedModel(model.eval(), processor, family, checkpoint, "+".join(revisions), kept, attends, published)
 
 
 def import_colpali_engine() -> Any:  # noqa: ANN401 - an optional package's module
@@ -344,6 +311,21 @@ def _draw(projection: Any) -> None:  # noqa: ANN401 - torch.nn.Linear
         weight = torch.randn(projection.weight.shape, generator=generator)
         projection.weight.copy_(weight / projection.in_features**0.5)
         projection.bias.zero_()
+
+
+def _keep_dims(projection: Any, dim: int | None, name: str) -> int:  # noqa: ANN401 - torch.nn.Linear
+    """Cut a projection down to its first rows: the model's vectors are made unit after it. Returns how many it has."""
+    import torch
+
+    has = int(projection.out_features)
+    if dim is None or dim == has:
+        return has
+    if not 1 <= dim < has:
+        raise InvalidOptionError(f"dim is how many of the {has} values of {name}'s vectors to keep; got {dim}.")
+    projection.weight = torch.nn.Parameter(projection.weight[:dim].detach().clone(), requires_grad=False)
+    projection.bias = torch.nn.Parameter(projection.bias[:dim].detach().clone(), requires_grad=False)
+    projection.out_features = dim
+    return dim
 
 
 def _merge_adapter(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llama_index_colqwen.concurrency import Lock, after_fork, gather, look_ahead
+from llama_index_colqwen.embedders.colqwen.attention import AttentionOption
 from llama_index_colqwen.embedders.colqwen.checkpoints import import_colpali_engine, load_model
 from llama_index_colqwen.embedders.colqwen.preprocessing import (
     DEFAULT_VISUAL_TOKENS,
@@ -69,6 +70,7 @@ class ColQwenEmbedder:
     ColQwen2, ColQwen2.5, ColPali, ColSmol (ColIdefics3), ColModernVBert, ColQwen3, ColQwen3.5: full checkpoints and
     LoRA adapters, from the hub (`HF_HUB_OFFLINE=1` for the local cache alone) or from a folder. Code of a checkpoint is
     never run, and only `.safetensors` are read. Weights that are missing or untrained are an error, never a warning.
+    What a published checkpoint needs besides its architecture is in a table, by its hub id (`models.PUBLISHED`).
 
     Safe for many threads. Vectors do not depend on the batch or the other pages in it. In a process that is forked off
     (gunicorn's --preload, Celery, multiprocessing) a model on the CPU computes with one thread, and one on a GPU is an
@@ -81,13 +83,18 @@ class ColQwenEmbedder:
         dtype: "auto" is bfloat16 where the device computes in it, else float16; float32 on the CPU.
         batch_size: Pages a forward pass; it halves itself when the device's memory does not suffice, and goes on.
         max_visual_tokens: Page images are scaled down, their aspect ratio kept, to at most this many visual tokens,
-            and so a page has that many vectors. Models that scale pages to a square or cut them into tiles (ColPali,
-            ColSmol, ColModernVBert) have their own number.
+            and so a page has that many vectors; by default as many as the model was published with, or 768. Models that
+            scale pages to a square or cut them into tiles (ColPali, ColSmol, ColModernVBert) have their own number.
         query_prefix: What is put before a query; "auto" is what the model's family was trained with: "Query: " for
             ColQwen2, ColQwen2.5, ColPali and ColSmol, else nothing.
         pool_factor: Keep a page's vectors divided by this, by clustering (see `pooling`); 1 keeps all. Pages then have
             no patch grid.
         revision: A branch, tag or commit on the hub.
+        attention: How the language model's full-attention layers attend. "auto" is as published, or as the checkpoint's
+            config.json declares (`retrieval_attention_contract`); where that leaves a doubt, the model is refused.
+            "bidirectional": tokens see all others. "causal": as colpali-engine builds the model.
+        dim: Keep so many of the first values of every vector, for models that were trained for that (Matryoshka); by
+            default as published, or all.
         attn_implementation: "sdpa", "eager" or "flash_attention_2"; by default transformers chooses.
         allow_untrained: Admit a base to train from, such as `vidore/colqwen2-base`; a projection that it lacks is drawn
             from a fixed seed.
@@ -107,11 +114,13 @@ class ColQwenEmbedder:
         device: str | Sequence[str] | None = None,
         dtype: Dtype = "auto",
         batch_size: int = 4,
-        max_visual_tokens: int = DEFAULT_VISUAL_TOKENS,
+        max_visual_tokens: int | None = None,
         query_prefix: str = "auto",
         pool_factor: int = 1,
         *,
         revision: str | None = None,
+        attention: AttentionOption = "auto",
+        dim: int | None = None,
         attn_implementation: str | None = None,
         allow_untrained: bool = False,
     ) -> None:
@@ -128,6 +137,8 @@ class ColQwenEmbedder:
             "query_prefix": query_prefix,
             "pool_factor": pool_factor,
             "revision": revision,
+            "attention": attention,
+            "dim": dim,
             "attn_implementation": attn_implementation,
             "allow_untrained": allow_untrained,
         }
@@ -139,11 +150,16 @@ class ColQwenEmbedder:
             dtype=self.dtype,
             attn_implementation=attn_implementation,
             allow_untrained=allow_untrained,
+            attention=attention,
+            dim=dim,
         )
         self.batch_size = batch_size
         self.query_prefix = loaded.family.query_prefix if query_prefix == "auto" else query_prefix
         self.pool_factor = pool_factor
         self.dim = loaded.dim
+        if max_visual_tokens is None:
+            published = loaded.published and loaded.published.visual_tokens
+            max_visual_tokens = published or DEFAULT_VISUAL_TOKENS
         self.max_visual_tokens = cap_visual_tokens(loaded.processor, loaded.family, max_visual_tokens, self.model_name)
         self.fingerprint = loaded.checkpoint.fingerprint(
             loaded.family.model,
@@ -155,6 +171,8 @@ class ColQwenEmbedder:
                 "max_visual_tokens": self.max_visual_tokens,
                 "pool_factor": pool_factor,
                 "allow_untrained": allow_untrained,
+                # Left out of what was made before there was the option, which so stays equal.
+                **({"attention": loaded.attention} if loaded.attention != "causal" else {}),
             },
         )
         """The model, its weights, and the options that change vectors: neither device nor dtype nor batch size."""
@@ -197,6 +215,7 @@ class ColQwenEmbedder:
             for name in ("query_prefix", "max_visual_tokens", "pool_factor", "allow_untrained")
             if fingerprint.options.get(name) is not None
         }
+        options |= {"attention": fingerprint.options.get("attention", "causal"), "dim": fingerprint.dim}
         if fingerprint.location:
             return cls(fingerprint.location, **options)
         return cls(fingerprint.model, revision=fingerprint.revision, **options)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from llama_index_colqwen.embedders.colqwen.checkpoints import Family
+from llama_index_colqwen.embedders.colqwen.families import Family
 from llama_index_colqwen.errors import InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.images import to_rgb
 from llama_index_colqwen.late_interaction.multivectors import PatchGrid

@@ -25,8 +25,9 @@ import pytest
 from PIL import Image
 
 from llama_index_colqwen import ColQwenError, InvalidOptionError, MissingDependencyError, MultiVector, Page
-from llama_index_colqwen.embedders.colqwen.checkpoints import FAMILIES, load_model
+from llama_index_colqwen.embedders.colqwen.checkpoints import load_model
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
+from llama_index_colqwen.embedders.colqwen.families import FAMILIES
 from llama_index_colqwen.embedders.hub import locate
 from llama_index_colqwen.errors import IncompleteWeightsError, ModelError, ModelNotFoundError
 from tests.checkpoints import ARCHITECTURES, build_adapter, build_checkpoint

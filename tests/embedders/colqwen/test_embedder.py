@@ -37,8 +37,8 @@ from llama_index_colqwen import (
     QueryError,
     UnreadableDocumentError,
 )
-from llama_index_colqwen.embedders.colqwen.checkpoints import FAMILIES
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
+from llama_index_colqwen.embedders.colqwen.families import FAMILIES
 from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage, cap_visual_tokens, prepare_page
 from llama_index_colqwen.embedders.devices import Replica
 from llama_index_colqwen.late_interaction.maxsim import maxsim
