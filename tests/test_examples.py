@@ -58,7 +58,10 @@ def test_demo_finds_at_least_18_of_its_20_questions_first(tmp_path: Path, capsys
 
 
 # In this order a page may use what the pages before it have made.
-GUIDES = ["start", *(f"guides/{name}" for name in ("answers", "agents", "models", "serving", "explanation", "search"))]
+GUIDES = [
+    "start",
+    *(f"guides/{name}" for name in ("answers", "agents", "models", "serving", "explanation", "search", "evaluation")),
+]
 
 
 def python_blocks(*pages: Path) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from llama_index_colqwen import __version__
 from llama_index_colqwen.cli.ask import ask
 from llama_index_colqwen.cli.delete import delete
 from llama_index_colqwen.cli.doctor import doctor
+from llama_index_colqwen.cli.evaluate import evaluate
 from llama_index_colqwen.cli.index import index
 from llama_index_colqwen.cli.info import info
 from llama_index_colqwen.cli.mcp import mcp
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes as long to import as everything else together
 )
-for _command in (index, search, ask, ui, info, delete, serve, mcp, doctor):
+for _command in (index, search, ask, ui, info, delete, evaluate, serve, mcp, doctor):
     app.command()(_command)
 
 
