@@ -28,6 +28,8 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.exceptions import HTTPException
 
+    from llama_index_colqwen.serving.pooling import pooling_routes
+    from llama_index_colqwen.serving.refusals import REFUSALS, Refusal, refusal, request_body
     from llama_index_colqwen.serving.service import Batching, ClientGone, Service
 except ImportError as error:
     raise MissingDependencyError("Serving a model needs FastAPI and prometheus-client", "server") from error
@@ -44,9 +46,12 @@ def create_app(
 ) -> FastAPI:
     """Make the service's ASGI application: `POST /`, `/health`, `/ready`, `/info`, `/metrics`, `/docs`.
 
+    And what clients of vLLM and OpenAI ask for: `POST /pooling`, `POST /v1/embeddings`, `/v1/models`.
+
     Args:
         embedder: The model.
-        token: What clients must send as a bearer token, except to `/health`, `/ready` and `/docs`; None lets all in.
+        token: What clients must send as a bearer token, except to `/health`, `/ready`, `/v1/models` and `/docs`; None
+            lets all in.
         limits: What a request may ask for.
         batching: How requests share the model.
 
@@ -81,7 +86,7 @@ def create_app(
         headers = {"Retry-After": str(fault.retry_after)} if fault.retry_after else {}
         if fault.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(fault.to_object(), fault.status, headers)
+        return JSONResponse(refusal(request, fault), fault.status, headers)
 
     @app.exception_handler(ClientGone)
     async def forget(request: Request, error: ClientGone) -> Response:
@@ -90,18 +95,20 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         name = HTTPStatus(error.status_code).phrase.replace(" ", "")
-        fault = Fault(name, f"{request.method} {request.url.path[:100]}: {error.detail}.")
-        return JSONResponse(fault.to_object(), error.status_code, error.headers)
+        fault = Fault(name, f"{request.method} {request.url.path[:100]}: {error.detail}.", status=error.status_code)
+        return JSONResponse(refusal(request, fault), error.status_code, error.headers)
 
     @app.post(
         "/",
         summary="Embed images and texts, and score them",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}}},
-        responses={200: {"model": Answer}, **{status: {"model": Refusal} for status in _STATUSES}},
+        openapi_extra=request_body(_schema()),
+        responses={200: {"model": Answer}, **REFUSALS},
         dependencies=guarded,
     )
     async def embed(request: Request) -> Response:
         return Response(await service.handle(request), media_type="application/json", headers=headers)
+
+    app.include_router(pooling_routes(service, info.model, headers, guarded))
 
     @app.get("/health", summary="Whether the process lives")
     async def health() -> State:
@@ -144,16 +151,6 @@ class Answer(BaseModel):
     scores: list[list[float]] | None = None
 
 
-class Reason(BaseModel):
-    type: str
-    message: str
-    index: int | None
-
-
-class Refusal(BaseModel):
-    error: Reason
-
-
 class State(BaseModel):
     status: Literal["ok"]
 
@@ -164,9 +161,6 @@ class Info(BaseModel):
     limits: dict[str, int]
     device: str
     version: str
-
-
-_STATUSES = (400, 401, 408, 413, 415, 422, 500, 503)
 
 
 def _schema() -> dict[str, Any]:

@@ -20,12 +20,12 @@ from pydantic_core import from_json
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.colqwen.preprocessing import PreparedPage
 from llama_index_colqwen.embedders.remote.contract import (
-    EmbeddingRequest,
     Fault,
     Limits,
-    parse_request,
+    Reader,
+    Writer,
     read_image,
-    response_json,
+    read_request,
 )
 from llama_index_colqwen.errors import InvalidOptionError, MissingDependencyError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
@@ -156,8 +156,12 @@ class Service:
                     with suppress(asyncio.CancelledError):
                         await worker
 
-    async def handle(self, request: Request) -> bytes:
+    async def handle(self, request: Request, read: Reader = read_request) -> bytes:
         """Return the JSON that answers a request.
+
+        Args:
+            request: What came in.
+            read: What its route takes and answers.
 
         Raises:
             Fault: If it is refused, or fails.
@@ -170,11 +174,11 @@ class Service:
             self.check_room(1)  # the body of what has no room is not read
             with self._counting_bytes() as count, self._announced() as arrived:
                 body = await self._receive(request, count)
-                parsed, pages = await loop.run_in_executor(self._io, self._read, body)
+                queries, pages, write = await loop.run_in_executor(self._io, self._read, body, read)
                 del body
-                with self._admitted(len(pages) + len(parsed.text)):
-                    images, texts = await self._unless_gone(request, self._embed(parsed.text, pages, arrived))
-                content = await loop.run_in_executor(self._io, self._write, parsed, images, texts)
+                with self._admitted(len(pages) + len(queries)):
+                    images, texts = await self._unless_gone(request, self._embed(queries, pages, arrived))
+                content = await loop.run_in_executor(self._io, self._write, write, images, texts)
             status = 200
             return content
         except Fault as fault:
@@ -290,17 +294,16 @@ class Service:
                 status=413,
             )
 
-    def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[Page]]:
+    def _read(self, body: bytes, read: Reader) -> tuple[list[str], list[Page], Writer]:
         try:
             data = from_json(body)
         except ValueError as error:
             raise Fault("InvalidJson", f"The body is not JSON: {error}.", status=400) from None
-        request = parse_request(data, self._limits)
-        pages = [read_image(image, index, self._limits) for index, image in enumerate(request.image)]
-        return request.model_copy(update={"image": []}), pages
+        request, write = read(data, self._limits)
+        return request.text, [read_image(image, n, self._limits) for n, image in enumerate(request.image)], write
 
-    def _write(self, request: EmbeddingRequest, images: Sequence[MultiVector], texts: Sequence[MultiVector]) -> bytes:
-        return b"".join(response_json(request, images, texts))
+    def _write(self, write: Writer, images: Sequence[MultiVector], texts: Sequence[MultiVector]) -> bytes:
+        return b"".join(write(images, texts))
 
     async def _unless_gone(self, request: Request, work: Awaitable[_T]) -> _T:
         """Wait for the work; drop it if the client leaves first."""

@@ -173,7 +173,7 @@ def test_documentation_needs_no_other_host(url: str) -> None:
         assert address.startswith("/")
         assert httpx.get(url + address).status_code == 200
     paths = httpx.get(f"{url}/openapi.json").json()["paths"]
-    assert paths.keys() == {"/", "/health", "/ready", "/info", "/metrics"}
+    assert paths.keys() == {"/", "/pooling", "/v1/embeddings", "/v1/models", "/health", "/ready", "/info", "/metrics"}
 
 
 # ---- what clients send by mistake, or on purpose
@@ -584,6 +584,7 @@ def test_schemathesis_finds_no_server_error(url: str, embedder: Gated, tmp_path:
         f"{checks},negative_data_rejection,unsupported_method",
     ]
     command += ["--max-examples", "50", "--seed", "1", "--generation-database", "none"]
+    command += ["--exclude-path", "/v1/embeddings"]  # read as /pooling is
     # It leaves what it found in a folder of where it is run.
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

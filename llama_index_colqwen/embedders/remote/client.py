@@ -8,7 +8,7 @@ from __future__ import annotations
 import email.utils
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -76,6 +76,11 @@ class EndpointClient:
         self._client: httpx.AsyncClient | None = None
         self._digest: str | None = None
 
+    @property
+    def max_pages(self) -> int:
+        """Pages a request at most."""
+        return self.limits.max_items
+
     async def describe(self) -> EmbedderFingerprint:
         """Ask a service of ours what its model is, and what it takes; answers of another model are errors then.
 
@@ -95,7 +100,8 @@ class EndpointClient:
                 raise self._refused(response) from None
             raise InvalidOptionError(
                 f"{self.url} does not say at /info which model it has (status {response.status_code}). If it is a "
-                "Hugging Face endpoint, give fingerprint=EmbedderFingerprint(model, revision, dim); else check the URL."
+                "Hugging Face endpoint, give fingerprint=EmbedderFingerprint(model, revision, dim); if it is a vLLM "
+                'server, api="pooling"; else check the URL.'
             ) from None
         self._digest = fingerprint_digest(fingerprint)
         return fingerprint
@@ -122,23 +128,13 @@ class EndpointClient:
         )
         response = await self._request("POST", self.url, content=body)
         answer = self._answer(response, len(items))
-        digest = response.headers.get(FINGERPRINT_HEADER)
-        if self._digest and digest and digest != self._digest:
-            raise EndpointError(
-                f"{self.url} has another model than at first: vectors of two models cannot be "
-                "compared. Make a new EndpointEmbedder, and a new collection."
-            )
-        try:
-            vectors = [_unit_rows(read_multi_vector(value)) for value in answer[kind]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise EndpointError(f"{self.url} answers no multi-vectors under {kind!r}: {error}.") from error
-        if len(vectors) != len(items):
-            raise EndpointError(f"{self.url} answers {len(vectors)} multi-vectors for {len(items)} of {kind!r}.")
-        if wrong := {vector.shape[1] for vector in vectors} - {dim}:
-            raise DimensionMismatchError(
-                f"{self.url} answers vectors of dim {wrong.pop()}, and its fingerprint says {dim}."
-            )
-        return vectors
+        self._check_model(response)
+        values = answer.get(kind)
+        if not isinstance(values, list):
+            raise EndpointError(f"{self.url} answers no multi-vectors under {kind!r}.")
+        if len(values) != len(items):
+            raise EndpointError(f"{self.url} answers {len(values)} multi-vectors for {len(items)} of {kind!r}.")
+        return self._vectors(values, read_multi_vector, dim)
 
     def forget_connections(self) -> None:
         """Leave the connections to the process that this one was forked off, without a word to the service."""
@@ -193,6 +189,27 @@ class EndpointClient:
                 f"is busy (status {response.status_code})", _retry_after(response.headers.get("retry-after"))
             )
         return response
+
+    def _check_model(self, response: httpx.Response) -> None:
+        """Raise an error if an answer is of another model than those before."""
+        digest = response.headers.get(FINGERPRINT_HEADER)
+        self._digest = self._digest or digest
+        if digest and digest != self._digest:
+            raise EndpointError(
+                f"{self.url} has another model than at first: vectors of two models cannot be "
+                "compared. Make a new EndpointEmbedder, and a new collection."
+            )
+
+    def _vectors(self, values: Sequence[object], read: Callable[[object], MultiVector], dim: int) -> list[MultiVector]:
+        try:
+            vectors = [_unit_rows(read(value)) for value in values]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EndpointError(f"{self.url} answers no multi-vectors: {error}.") from error
+        if wrong := {vector.shape[1] for vector in vectors} - {dim}:
+            raise DimensionMismatchError(
+                f"{self.url} answers vectors of dim {wrong.pop()}, and its fingerprint says {dim}."
+            )
+        return vectors
 
     def _answer(self, response: httpx.Response, items: int) -> Mapping[str, Any]:
         try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -29,10 +30,14 @@ __all__ = [
     "Encoding",
     "Fault",
     "Limits",
+    "Reader",
+    "Writer",
     "check_text",
+    "float_lists",
     "parse_request",
     "read_image",
     "read_multi_vector",
+    "read_request",
     "response_json",
     "response_object",
 ]
@@ -124,6 +129,13 @@ class EmbeddingRequest(_Fields):
     )
 
 
+Writer: TypeAlias = Callable[[Sequence[MultiVector], Sequence[MultiVector]], Iterator[bytes]]
+"""Of the multi-vectors of images and of texts, the JSON that answers, in parts."""
+
+Reader: TypeAlias = Callable[[object, Limits], tuple[EmbeddingRequest, Writer]]
+"""Of a body's JSON, the request, and what writes its answer; raises a fault if anything is wrong with it."""
+
+
 def parse_request(data: object, limits: Limits) -> EmbeddingRequest:
     """Check everything about a request but what its images hold; fields of `inputs` are put at the top level.
 
@@ -185,7 +197,7 @@ def response_object(
     request: EmbeddingRequest, images: Sequence[MultiVector], texts: Sequence[MultiVector]
 ) -> dict[str, Any]:
     """Answer a request: a multi-vector an `image` and a `text`; `scores`, a row a text and a column an image."""
-    write = _compact if request.encoding == "base64-float16" else _floats
+    write = _compact if request.encoding == "base64-float16" else float_lists
     answer: dict[str, Any] = {"image": list(map(write, images)), "text": list(map(write, texts))}
     if request.return_scores:
         answer["scores"] = _scores(images, texts)
@@ -196,12 +208,24 @@ def response_json(
     request: EmbeddingRequest, images: Sequence[MultiVector], texts: Sequence[MultiVector]
 ) -> Iterator[bytes]:
     """Write what `response_object` returns as JSON, in parts: Python runs nothing else while one is written."""
-    write = _compact if request.encoding == "base64-float16" else _floats
+    write = _compact if request.encoding == "base64-float16" else float_lists
     for opening, vectors in ((b'{"image":[', images), (b'],"text":[', texts)):
         yield opening
         for position, multi_vector in enumerate(vectors):
             yield (b"," if position else b"") + to_json(write(multi_vector))
     yield b'],"scores":' + to_json(_scores(images, texts)) + b"}" if request.return_scores else b"]}"
+
+
+def float_lists(vectors: MultiVector) -> list[list[float]]:
+    """Return rows for JSON, in as many digits as float32 has."""
+    rounded: list[list[float]] = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
+    return rounded
+
+
+def read_request(data: object, limits: Limits) -> tuple[EmbeddingRequest, Writer]:
+    """Read a request of ours; what writes the answer does not hold the images."""
+    request = parse_request(data, limits)
+    return request, partial(response_json, request.model_copy(update={"image": []}))
 
 
 def read_multi_vector(value: object) -> MultiVector:
@@ -283,11 +307,6 @@ def _decode_base64(text: str, index: int) -> bytes:
 
 def _at_most(limits: Limits) -> str:
     return f"at most {limits.max_pixels / 1e6:g} megapixels are decoded, so scale it down first."
-
-
-def _floats(vectors: MultiVector) -> list[list[float]]:
-    rounded: list[list[float]] = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
-    return rounded
 
 
 def _compact(vectors: MultiVector) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Page images and queries -> multi-vectors, by a model elsewhere: `colqwen serve`, or a Hugging Face endpoint.
+"""Page images and queries -> multi-vectors, by a model elsewhere: `colqwen serve`, a Hugging Face endpoint, vLLM.
 
 Needs neither torch nor a GPU. Knows nothing of models, Milvus or LlamaIndex.
 """
@@ -14,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import BackgroundLoop, after_fork, gather, in_thread, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
+from llama_index_colqwen.embedders.remote.pooling_client import PoolingClient
 from llama_index_colqwen.errors import (
     ColQwenError,
     EndpointError,
@@ -43,7 +44,7 @@ _REQUEST_BYTES = 4 * 2**20
 
 
 class EndpointEmbedder:
-    """Embed pages and queries over HTTP, with the model of a `colqwen serve` or of an `EndpointHandler`.
+    """Embed pages and queries over HTTP, with the model of a `colqwen serve`, an `EndpointHandler` or a vLLM server.
 
     Safe for many threads and event loops: all requests are made in one thread of the embedder's own; processes that are
     forked off make a thread and connections of theirs. Requests are tried again after connection errors and the answers
@@ -59,6 +60,11 @@ class EndpointEmbedder:
         timeout: Seconds to wait for an answer. (A page takes a minute where the service has no GPU.)
         max_retries: How often a request is tried again; some ten seconds in all. (A Hugging Face endpoint that sleeps
             takes minutes to wake: 15.)
+        api: What the service speaks: "colqwen", or "pooling" as a vLLM server does that has a late-interaction model
+            (ColQwen3, ColQwen3.5, ColPali). Such a server says its model's name and no revision; where that matters,
+            give a fingerprint, whose model is the name that the server knows.
+        query_prefix: For "pooling" alone, put before each query, as such a server reads texts as they come. What the
+            model was trained with; our own service puts it there by itself.
 
     Raises:
         InvalidOptionError: If an argument means nothing, or there is no fingerprint.
@@ -76,6 +82,8 @@ class EndpointEmbedder:
         concurrency: int = 4,
         timeout: float = 600.0,
         max_retries: int = 5,
+        api: Literal["colqwen", "pooling"] = "colqwen",
+        query_prefix: str = "",
     ) -> None:
         """Ask the service what its model is; see the class."""
         check_count("batch_size", batch_size)
@@ -85,8 +93,15 @@ class EndpointEmbedder:
                 f"timeout is more than 0, and max_retries 0 or more; got {timeout!r} and {max_retries!r}."
             )
         token = os.environ.get("COLQWEN_TOKEN", "").strip() if token is None else token
+        if api not in ("colqwen", "pooling") or query_prefix and api != "pooling":
+            raise InvalidOptionError(
+                f'api is "colqwen" or "pooling", and query_prefix is for "pooling"; got {api!r} and {query_prefix!r}.'
+            )
         self._client = EndpointClient(url, token, timeout, max_retries)
-        self._timeout, self._max_retries = timeout, max_retries
+        if api == "pooling":
+            model = fingerprint.model if fingerprint else ""
+            self._client = PoolingClient(url, token, timeout, max_retries, query_prefix=query_prefix, model=model)
+        self._timeout, self._max_retries, self._api, self._query_prefix = timeout, max_retries, api, query_prefix
         self.url, self.batch_size, self.concurrency = self._client.url, batch_size, concurrency
         self._slots: asyncio.Semaphore | None = None
         self._loop = BackgroundLoop()
@@ -108,6 +123,8 @@ class EndpointEmbedder:
             "concurrency": self.concurrency,
             "timeout": self._timeout,
             "max_retries": self._max_retries,
+            "api": self._api,
+            "query_prefix": self._query_prefix,
         }
         return partial(type(self), self.url, **made_with), ()
 
@@ -227,7 +244,7 @@ class EndpointEmbedder:
 
     def _split(self, pages: Sequence[Page]) -> Iterator[list[Page]]:
         """Make requests of pages: so many, and of so many bytes."""
-        most_pages = min(self.batch_size, self._client.limits.max_items)
+        most_pages = min(self.batch_size, self._client.max_pages)
         most_bytes = min(_REQUEST_BYTES, self._client.limits.max_body_bytes - 1000)
         batch: list[Page] = []
         size = 0

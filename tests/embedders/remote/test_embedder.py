@@ -512,6 +512,8 @@ def test_requests_are_few_at_a_time_and_not_large() -> None:
         ("https://example.com", {"concurrency": 0}, "concurrency"),
         ("https://example.com", {"timeout": 0}, "timeout"),
         ("https://example.com", {"max_retries": -1}, "max_retries"),
+        ("https://example.com", {"api": "openai"}, "api is"),
+        ("https://example.com", {"query_prefix": "Query: "}, "query_prefix is for"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(url: str, options: dict[str, Any], message: str) -> None:
