@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.embedders.resolve import resolve_embedder
     from llama_index_colqwen.embedders.sentence_transformers import SentenceTransformersEmbedder
     from llama_index_colqwen.errors import (
+        ClusterError,
         CollectionNotFoundError,
         ColQwenError,
         ConverterNotFoundError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from llama_index_colqwen.index import ColQwenIndex
     from llama_index_colqwen.indexing import IndexingReport
     from llama_index_colqwen.integrations.langchain import ColQwenLangChainRetriever as ColQwenLangChainRetriever
+    from llama_index_colqwen.integrations.ray import RayEmbedder
     from llama_index_colqwen.late_interaction.maxsim import Candidate
     from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors, PatchGrid
     from llama_index_colqwen.nodes import PageNode, PageWithScore, word_boxes
@@ -75,6 +77,7 @@ _MODULES = {
     "embedders.resolve": ["resolve_embedder"],
     "embedders.sentence_transformers": ["SentenceTransformersEmbedder"],
     "errors": [
+        "ClusterError",
         "CollectionNotFoundError",
         "ColQwenError",
         "ConverterNotFoundError",
@@ -106,6 +109,7 @@ _MODULES = {
     "index": ["ColQwenIndex"],
     "indexing": ["IndexingReport"],
     "integrations.langchain": ["ColQwenLangChainRetriever"],
+    "integrations.ray": ["RayEmbedder"],
     "late_interaction.maxsim": ["Candidate"],
     "late_interaction.multivectors": ["MultiVector", "PageVectors", "PatchGrid"],
     "nodes": ["PageNode", "PageWithScore", "word_boxes"],
@@ -128,6 +132,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "AnnIndex",
     "Candidate",
+    "ClusterError",
     "CollectionNotFoundError",
     "ColQwenError",
     "ColQwenEmbedder",
@@ -171,6 +176,7 @@ __all__ = [
     "PageWithScore",
     "PatchGrid",
     "QueryError",
+    "RayEmbedder",
     "Region",
     "ResizeForLLM",
     "SentenceTransformersEmbedder",

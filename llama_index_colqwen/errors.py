@@ -16,6 +16,7 @@
     │   ├── ModelNotFoundError      (FileNotFoundError)  no such model on this machine or the hub, or no network
     │   ├── IncompleteWeightsError  (ValueError)         weights are lost, or were never trained
     │   └── DeviceMemoryError       (MemoryError)        the model, or a single page, does not fit the device
+    ├── ClusterError                (RuntimeError)       a Ray cluster cannot be used, or has no room for an actor
     ├── EndpointError           (RuntimeError)       a service refuses, fails, or answers something else
     │   └── EndpointUnavailableError (ConnectionError) it cannot be reached, or stays busy
     └── StoreError                  (RuntimeError)
@@ -31,6 +32,7 @@ from __future__ import annotations
 import textwrap
 
 __all__ = [
+    "ClusterError",
     "CollectionNotFoundError",
     "ColQwenError",
     "ConverterNotFoundError",
@@ -160,6 +162,10 @@ class IncompleteWeightsError(ModelError, ValueError):
 
 class DeviceMemoryError(ModelError, MemoryError):
     """The model, or the forward pass of a single page, does not fit the device's memory."""
+
+
+class ClusterError(ColQwenError, RuntimeError):
+    """A Ray cluster cannot be reached or used, has no room for an actor, or an actor there cannot make its embedder."""
 
 
 class EndpointError(ColQwenError, RuntimeError):

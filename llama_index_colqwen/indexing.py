@@ -46,7 +46,8 @@ class IndexingReport:
         updated: Pages whose content or metadata changed.
         unchanged: Pages that were there already; they were not embedded again.
         removed: Pages of earlier versions of the same files (by `refresh_ref_docs` only).
-        skipped: Captions of documents that have no page image, such as texts of other readers; they were left out.
+        skipped: Captions of what was left out: documents that have no page image, such as texts of other readers, and
+            pages that an embedder with `on_error="skip"` could not embed.
         seconds: How long it took, wall clock.
     """
 
@@ -100,6 +101,7 @@ def index_documents(
             _DISPATCHER.event(EmbeddingEndEvent(chunks=run.embedded, embeddings=[]))
             run.finish()
             _tell_of_skipped(report.skipped, len(run.page_ids))
+            report.skipped += run.left_out()
             return [page_id in run.written for page_id in run.page_ids]
     finally:
         report.seconds = time.perf_counter() - started
@@ -121,7 +123,7 @@ class _Run:
         self._lock = threading.Lock()
         self._states: dict[str, StoredState] = {}  # of pages that were looked up, as they will be
         self._new: set[str] = set()
-        self._to_embed: set[str] = set()
+        self._to_embed: dict[str, str] = {}  # captions by page id, of all pages that the embedder was given
         self._later: dict[str, Page] = {}  # to be updated once they are stored
 
     def pages_to_embed(self, documents: Iterable[BaseNode]) -> Iterator[Page]:
@@ -166,12 +168,12 @@ class _Run:
             if to_update:
                 self._store.update(list(to_update.values()))
             self._count(len(batch) - len(to_embed), updated=len(to_update), page_ids=to_update)
-            self._to_embed |= to_embed.keys()
+            self._to_embed |= {page.page_id: _caption(page) for page in to_embed.values()}
             yield from to_embed.values()
 
     def store_pages(self, pages: list[tuple[Page, MultiVector]]) -> None:
         """Store pages that were embedded."""
-        self.embedded += [f"{page.file_name}, page {page.page_number}" for page, _ in pages]
+        self.embedded += [_caption(page) for page, _ in pages]
         self._store.add([page for page, _ in pages], [vectors for _, vectors in pages])
         page_ids = {page.page_id for page, _ in pages}
         added = len(page_ids & self._new)
@@ -180,8 +182,12 @@ class _Run:
 
     def finish(self) -> None:
         """Update pages whose metadata changed while they were being embedded."""
-        self._store.update(list(self._later.values()))
-        self.written.update(self._later)
+        later = {page_id: page for page_id, page in self._later.items() if page_id in self.written}
+        self._store.update(list(later.values()))
+
+    def left_out(self) -> list[str]:
+        """Return the captions of pages that the embedder was given, and gave no vectors for."""
+        return [name for page_id, name in self._to_embed.items() if page_id not in self.written]
 
     def _count(
         self, pages: int, *, added: int = 0, updated: int = 0, unchanged: int = 0, page_ids: Iterable[str] = ()
@@ -213,6 +219,10 @@ class _Run:
 
 
 _ABSENT = StoredState("", "")
+
+
+def _caption(page: Page) -> str:
+    return f"{page.file_name}, page {page.page_number}"
 
 
 def _tell_of_skipped(skipped: list[str], documents: int) -> None:

@@ -6,7 +6,7 @@ Knows nothing of models, scores or Milvus.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,10 @@ class PageVectors(np.ndarray[Any, np.dtype[np.float32]]):
         view = np.asarray(vectors, dtype=np.float32).view(cls)
         view.patch_grid = patch_grid
         return view
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Keep the patch grid on the way to another process."""
+        return PageVectors, (np.asarray(self), self.patch_grid)
 
 
 @dataclass(frozen=True)
