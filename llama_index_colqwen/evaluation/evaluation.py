@@ -98,7 +98,8 @@ class Evaluation:
         from rich.table import Table
         from rich.text import Text
 
-        console = Console(file=io.StringIO(), width=_WIDTH)
+        # In a notebook, rich would display what it prints, instead of returning it.
+        console = Console(file=io.StringIO(), width=_WIDTH, force_jupyter=False, force_terminal=False)
         figures = Table("", *self.means, box=SIMPLE)
         for way, row in self.figures.items():
             figures.add_row(way, *(Text(str(figure)) for figure in row.values()))
