@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.errors import ModelError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
@@ -66,6 +68,11 @@ class MultiVectorEmbedder(Protocol):
     def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         """Embed queries: as `embed_pages`, one a query.
 
+        Rows of a query need not be unit, as with small encoders of text that were trained for another model's pages: a
+        row counts in MaxSim by its length, in every stage of a search. A normalized score is divided by the sum of the
+        lengths, so that 1 stays the most. Rows of pages are unit: MaxSim would be right for others, too, which are kept
+        with their lengths, but the first stage of a large collection does not see them.
+
         Raises:
             QueryError: If a query is blank or holds nothing that the embedder can read.
         """
@@ -78,14 +85,18 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
 
 
 def highest_score(embedder: MultiVectorEmbedder, query: MultiVector) -> float:
-    """Return the most that a page can score for a query, above 0: the number of its vectors, or what the embedder says.
+    """Return the most that a page can score for a query, above 0: the sum of its rows' lengths, or as the embedder says.
+
+    The sum is the number of rows where they are unit.
 
     Args:
         embedder: The one that made the query.
-        query: Float32, shape (num_query_tokens, dim), unit rows.
+        query: Float32, shape (num_query_tokens, dim).
     """
     own = getattr(embedder, "highest_score", None)
-    return float(len(query)) if own is None else float(own(query))
+    if own is not None:
+        return float(own(query))
+    return float(np.linalg.norm(query.astype(np.float64), axis=1).sum()) or float(len(query))
 
 
 def normalized(embedder: MultiVectorEmbedder, query: MultiVector, score: float) -> float:
