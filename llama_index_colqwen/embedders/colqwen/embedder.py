@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from llama_index_colqwen.concurrency import Lock, after_fork, gather, look_ahead
 from llama_index_colqwen.embedders.colqwen.attention import AttentionOption
@@ -46,9 +47,11 @@ from llama_index_colqwen.embedders.devices import (
     is_out_of_memory,
     place,
 )
+from llama_index_colqwen.embedders.scoring import maxsim_on_device
 from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError, check_count
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
-from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
+from llama_index_colqwen.late_interaction.maxsim import Scorer
+from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector, PageVectors
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
 from llama_index_colqwen.pages import Page
 
@@ -104,6 +107,8 @@ class ColQwenEmbedder:
             machine's memory holds the whole model before. Vectors are near to those of the exact weights, as with a
             smaller dtype, and have the same fingerprint.
         load_in_8bit: As that, to 8 bits (LLM.int8()).
+        score_on_device: Whether retrievers score pages on the (first) device, which is for GPUs and many pages; the
+            extra `[kernels]` has faster kernels. By default numpy does it.
         attn_implementation: "sdpa", "eager" or "flash_attention_2"; by default transformers chooses.
         allow_untrained: Admit a base to train from, such as `vidore/colqwen2-base`; a projection that it lacks is drawn
             from a fixed seed.
@@ -137,6 +142,7 @@ class ColQwenEmbedder:
         device_map: Literal["auto"] | Mapping[str, str | int] | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
+        score_on_device: bool = False,
     ) -> None:
         """Load the model; see the class for the arguments."""
         check_count("batch_size", batch_size)
@@ -159,6 +165,7 @@ class ColQwenEmbedder:
             "device_map": device_map,
             "load_in_4bit": load_in_4bit,
             "load_in_8bit": load_in_8bit,
+            "score_on_device": score_on_device,
         }
         if device is not None and device_map is not None:
             raise InvalidOptionError("device puts a model on one device, device_map splits it: give one of them.")
@@ -217,8 +224,16 @@ class ColQwenEmbedder:
         else:
             self._placed = [dispatch(loaded.model, device_map, self.model_name)]
             self.devices = [self._placed[0].device]
+        self.maxsim_scores: Scorer | None = self._score_on_device if score_on_device else None
+        """What retrievers score pages with; None leaves it to numpy."""
         self._begin()
         after_fork(self._begin_after_fork)
+
+    def _score_on_device(
+        self, query: MultiVector, pages: Sequence[MultiVector | EncodedVectors]
+    ) -> npt.NDArray[np.float32]:
+        self._check_process()
+        return maxsim_on_device(query, pages, self.devices[0])
 
     def _begin(self) -> None:
         self._started_workers: ThreadPoolExecutor | None = None
