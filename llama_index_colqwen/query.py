@@ -15,6 +15,7 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, sees_images
+from llama_index_colqwen.embedders.recent import embed_queries
 from llama_index_colqwen.errors import DocumentError, QueryError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
@@ -53,7 +54,7 @@ def embed_query(embedder: MultiVectorEmbedder, query: QueryBundle, callback_mana
     details = model_details(embedder)
     _DISPATCHER.event(EmbeddingStartEvent(model_dict=details))
     with callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: details}) as event:
-        parts = list(embedder.embed_queries(texts)) if texts else []
+        parts = embed_queries(embedder, texts) if texts else []
         if image is not None:
             parts.append(_embed_image(embedder, image))
         vectors: MultiVector = np.concatenate([np.asarray(part) for part in parts]).astype(np.float32, copy=False)

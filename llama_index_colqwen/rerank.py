@@ -16,10 +16,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import PrivateAttr
 
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, sees_images
+from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, scorer, sees_images
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import NoPageImageError, QueryError, check_count
-from llama_index_colqwen.late_interaction.maxsim import maxsim_scores
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector
 from llama_index_colqwen.nodes import caption, page_from_node
 from llama_index_colqwen.pages import Page
@@ -102,7 +101,7 @@ class MaxSimRerank(BaseNodePostprocessor):
 
     def _ranked(self, hits: Sequence[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         query = embed_query(self._embedder, query_bundle, self.callback_manager)
-        scores = maxsim_scores(query, self._vectors([hit.node for hit in hits]))
+        scores = scorer(self._embedder)(query, self._vectors([hit.node for hit in hits]))
         best = sorted(zip(hits, scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0].node.node_id))
         return [self._scored(hit, score) for hit, score in best[: self.top_n]]
 

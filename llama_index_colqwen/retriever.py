@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, normalized, recommended_candidate_vectors
+from llama_index_colqwen.embedders.protocol import (
+    MultiVectorEmbedder,
+    normalized,
+    recommended_candidate_vectors,
+    scorer,
+)
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import InvalidOptionError, QueryError, check_count
 from llama_index_colqwen.fusion import fuse_by_rank, fuse_by_score, highest_rank_score
@@ -212,7 +217,8 @@ class ColQwenRetriever(BaseRetriever):
     def _by_maxsim(self, query_bundle: QueryBundle) -> tuple[list[RankedPage], Callable[[float], float]]:
         query = embed_query(self._embedder, query_bundle, self.callback_manager)
         candidates = self._store.candidates(query, self._num_candidates, self._filters, self._exact)
-        return rank(query, candidates, self._similarity_top_k), partial(normalized, self._embedder, query)
+        ranked = rank(query, candidates, self._similarity_top_k, scorer(self._embedder))
+        return ranked, partial(normalized, self._embedder, query)
 
     def _by_text(self, query_bundle: QueryBundle) -> tuple[list[RankedPage], Callable[[float], float]]:
         texts = query_texts(query_bundle)
@@ -237,7 +243,7 @@ class ColQwenRetriever(BaseRetriever):
         by_text = self._store.rank_texts(texts, self._words, self._num_candidates, self._filters).pages if texts else []
         candidates = self._store.candidates(query, self._num_candidates, self._filters, self._exact)
         pool = self._with_vectors(candidates, [page.page_id for page in by_text])
-        by_maxsim = rank(query, pool, sys.maxsize)
+        by_maxsim = rank(query, pool, sys.maxsize, scorer(self._embedder))
         if self._text_weight is None:
             return fuse_by_rank(by_maxsim, by_text), lambda score: score / highest_rank_score(2)
         return fuse_by_score(by_maxsim, by_text, self._text_weight), lambda score: score

@@ -6,7 +6,7 @@ Knows nothing of pages or of models' families.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -24,6 +24,7 @@ __all__ = [
     "check_process",
     "choose_devices",
     "choose_dtype",
+    "dispatch",
     "dtype_name",
     "empty_cache",
     "is_out_of_memory",
@@ -147,6 +148,47 @@ def place(model: Any, devices: Sequence[str], name: str) -> list[Replica]:  # no
                 f"{device}: take a smaller model or dtype, or a device with more memory."
             ) from error
     return replicas
+
+
+def dispatch(model: Any, device_map: Literal["auto"] | Mapping[str, str | int], name: str) -> Replica:  # noqa: ANN401
+    """Split a model over devices, as accelerate does: "auto" fills the GPUs evenly, and the CPU with what is left.
+
+    Args:
+        model: A transformers model, on the CPU.
+        device_map: "auto", or the device of each of its parts by their names.
+        name: What it is called.
+
+    Returns:
+        The model, and the device that takes its inputs.
+
+    Raises:
+        DeviceMemoryError: If it does not fit the devices together.
+        InvalidOptionError: If the map is none, or leaves parts out.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    if device_map == "auto":
+        whole = list(model._no_split_modules or ())
+        memory = get_balanced_memory(model, no_split_module_classes=whole)
+        chosen: dict[str, str | int] = infer_auto_device_map(model, memory, no_split_module_classes=whole)
+        if "disk" in chosen.values():
+            raise DeviceMemoryError(f"{name} does not fit the memory of this machine's devices together.")
+    elif isinstance(device_map, Mapping) and "disk" not in device_map.values():
+        chosen = dict(device_map)
+    else:
+        raise InvalidOptionError(
+            f"device_map is 'auto', or the devices of a model's parts by their names; got {device_map!r}. For one "
+            "device there is device."
+        )
+    try:
+        placed = dispatch_model(model, chosen)
+    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(f"{name} does not fit the devices of {chosen}: {error}") from error
+        raise InvalidOptionError(f"device_map={chosen} does not fit {name}: {error}") from error
+    first = next((device for device in chosen.values() if device != "cpu"), "cpu")
+    return Replica(placed, f"cuda:{first}" if isinstance(first, int) else first)
 
 
 def begin_after_fork() -> None:

@@ -66,8 +66,8 @@ class Checkpoint:
         return EmbedderFingerprint(self.name, revision, dim, options)
 
 
-def locate(name: str, revision: str | None = None) -> Checkpoint:
-    """Find a model: in a folder of that name, in the local cache of the hub, or on the hub.
+def locate(name: str, revision: str | None = None, *, local_files_only: bool = False) -> Checkpoint:
+    """Find a model: in a folder of that name, in the local cache of the hub, or on the hub unless that is forbidden.
 
     Raises:
         ModelNotFoundError: If it is nowhere, or the hub cannot be reached.
@@ -80,11 +80,11 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
         return Checkpoint(name, folder.resolve(), _hash_files(folder), True)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise ModelNotFoundError(f"There is no folder {name!r}.")
-    folder = _download(name, revision)
+    folder = _download(name, revision, local_files_only)
     return Checkpoint(name, folder, folder.name, False)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     """Return the folder of a hub model's snapshot, whose name is the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -105,7 +105,14 @@ def _download(name: str, revision: str | None) -> Path:
             super().__init__(*arguments, **{**options, "delay": 1})
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, tqdm_class=LateBar))
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_FILES,
+            tqdm_class=LateBar,
+            local_files_only=local_files_only,
+        )
+        return Path(found)
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{name} is gated: ask for access at https://huggingface.co/{name}, then log in with: hf auth login"
@@ -118,7 +125,9 @@ def _download(name: str, revision: str | None) -> Path:
         raise ModelNotFoundError(f"{name} has no revision {revision!r}.") from error
     except LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OfflineModeIsEnabled):
+        if local_files_only:
+            why = "local_files_only forbids to ask the hub"
+        elif isinstance(cause, OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE forbids to ask the hub"
         elif isinstance(cause, HfHubHTTPError):
             why = f"the hub does not give it ({one_line(cause)})"

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.errors import ModelError
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
+from llama_index_colqwen.late_interaction.maxsim import Scorer, maxsim_scores
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
 
@@ -23,6 +26,7 @@ __all__ = [
     "page_words",
     "query_tokens",
     "recommended_candidate_vectors",
+    "scorer",
     "seen_by",
     "sees_images",
     "stream_pages",
@@ -49,7 +53,8 @@ class MultiVectorEmbedder(Protocol):
       words as indexes into `page.text.split()`, or none of them;
     - `page_context(page) -> str`, all that it reads of a page besides image and text, such as the file's name: a page
       is embedded again when that changes;
-    - `highest_score(query) -> float`, what no page's MaxSim exceeds, where not all vectors of a query count the same.
+    - `highest_score(query) -> float`, what no page's MaxSim exceeds, where not all vectors of a query count the same;
+    - `maxsim_scores(query, pages)`, which scores as `late_interaction.maxsim.maxsim_scores` does, on a GPU say.
     """
 
     @property
@@ -66,6 +71,11 @@ class MultiVectorEmbedder(Protocol):
     def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         """Embed queries: as `embed_pages`, one a query.
 
+        Rows of a query need not be unit, as with small encoders of text that were trained for another model's pages: a
+        row counts in MaxSim by its length, in every stage of a search. A normalized score is divided by the sum of the
+        lengths, so that 1 stays the most. Rows of pages are unit: MaxSim would be right for others, too, which are kept
+        with their lengths, but the first stage of a large collection does not see them.
+
         Raises:
             QueryError: If a query is blank or holds nothing that the embedder can read.
         """
@@ -78,14 +88,24 @@ def recommended_candidate_vectors(embedder: MultiVectorEmbedder) -> int | Litera
 
 
 def highest_score(embedder: MultiVectorEmbedder, query: MultiVector) -> float:
-    """Return the most that a page can score for a query, above 0: the number of its vectors, or what the embedder says.
+    """Return the most that a page can score for a query, above 0: the sum of its rows' lengths, or the embedder's own.
+
+    The sum is the number of rows where they are unit.
 
     Args:
         embedder: The one that made the query.
-        query: Float32, shape (num_query_tokens, dim), unit rows.
+        query: Float32, shape (num_query_tokens, dim).
     """
     own = getattr(embedder, "highest_score", None)
-    return float(len(query)) if own is None else float(own(query))
+    if own is not None:
+        return float(own(query))
+    return float(np.linalg.norm(query.astype(np.float64), axis=1).sum()) or float(len(query))
+
+
+def scorer(embedder: MultiVectorEmbedder) -> Scorer:
+    """Return what scores pages by MaxSim: the embedder's `maxsim_scores`, if it has one, or numpy's."""
+    own: Scorer | None = getattr(embedder, "maxsim_scores", None)
+    return maxsim_scores if own is None else own
 
 
 def normalized(embedder: MultiVectorEmbedder, query: MultiVector, score: float) -> float:

@@ -23,6 +23,7 @@ from llama_index_colqwen.embedders.protocol import (
     query_tokens,
     recommended_candidate_vectors,
 )
+from llama_index_colqwen.embedders.recent import embed_queries
 from llama_index_colqwen.errors import (
     DocumentNotFoundError,
     InvalidOptionError,
@@ -338,7 +339,7 @@ def explain(
     if not stored:
         raise StoreError(f"The vectors of {page} are lost: index its file again, or run `colqwen info --check`.")
     vectors, grid = stored[0].vectors, stored[0].patch_grid
-    embedded = embedder.embed_queries(texts)
+    embedded = embed_queries(embedder, texts)
     names = _names(embedder, texts, embedded)
     boxes = word_boxes(node_from_page(page))
     places, notes = None, []

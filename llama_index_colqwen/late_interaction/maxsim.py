@@ -5,8 +5,9 @@ Late interaction in numpy. Knows nothing of PDFs, Milvus or LlamaIndex.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.errors import DimensionMismatchError, check_count
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector, PatchGrid
 
-__all__ = ["Candidate", "RankedPage", "maxsim", "maxsim_scores", "rank"]
+__all__ = ["Candidate", "RankedPage", "Scorer", "as_encoded", "maxsim", "maxsim_scores", "rank"]
 
 # One matrix product a block. 4k float32 vectors of 128 dims are 2 MB, and stay in the processor's cache between being
 # cast and being multiplied: 100 pages of 865 int8 vectors take 15 ms of one core, and 25 in blocks of 16k.
@@ -81,14 +82,7 @@ def maxsim_scores(query: MultiVector, pages: Sequence[MultiVector | EncodedVecto
     Raises:
         DimensionMismatchError: If dims differ, or the query or a page has no rows.
     """
-    if query.ndim != 2 or not len(query):
-        raise DimensionMismatchError(f"A query has shape (num_tokens, dim), with at least one row; got {query.shape}.")
-    encoded = [page if isinstance(page, EncodedVectors) else EncodedVectors(page) for page in pages]
-    for page in encoded:
-        if page.values.ndim != 2 or not len(page.values) or page.values.shape[1] != query.shape[1]:
-            raise DimensionMismatchError(
-                f"The query has shape {query.shape} and a page {page.values.shape}: both need rows, and the same dim."
-            )
+    encoded = as_encoded(query, pages)
     scores = np.empty(len(encoded), dtype=np.float32)
     rows = np.empty((0, query.shape[1]), dtype=np.float32)
     products = np.empty(0, dtype=np.float32)
@@ -117,13 +111,37 @@ def maxsim_scores(query: MultiVector, pages: Sequence[MultiVector | EncodedVecto
     return scores
 
 
-def rank(query: MultiVector, candidates: Iterable[Candidate], top_k: int) -> list[RankedPage]:
+def as_encoded(query: MultiVector, pages: Sequence[MultiVector | EncodedVectors]) -> list[EncodedVectors]:
+    """Return pages as they are kept, and check that a query can be compared with them.
+
+    Raises:
+        DimensionMismatchError: If dims differ, or the query or a page has no rows.
+    """
+    if query.ndim != 2 or not len(query):
+        raise DimensionMismatchError(f"A query has shape (num_tokens, dim), with at least one row; got {query.shape}.")
+    encoded = [page if isinstance(page, EncodedVectors) else EncodedVectors(page) for page in pages]
+    for page in encoded:
+        if page.values.ndim != 2 or not len(page.values) or page.values.shape[1] != query.shape[1]:
+            raise DimensionMismatchError(
+                f"The query has shape {query.shape} and a page {page.values.shape}: both need rows, and the same dim."
+            )
+    return encoded
+
+
+Scorer: TypeAlias = Callable[[MultiVector, Sequence[MultiVector | EncodedVectors]], npt.NDArray[np.float32]]
+"""What scores as `maxsim_scores` does."""
+
+
+def rank(
+    query: MultiVector, candidates: Iterable[Candidate], top_k: int, scorer: Scorer = maxsim_scores
+) -> list[RankedPage]:
     """Rank candidates by exact MaxSim, best first, equal scores by page id.
 
     Args:
         query: Float32, shape (num_query_tokens, dim).
         candidates: Any number; they are consumed some at a time and not kept.
         top_k: How many to return; fewer if there are fewer candidates.
+        scorer: What computes the scores.
 
     Raises:
         DimensionMismatchError: If dims differ.
@@ -132,7 +150,7 @@ def rank(query: MultiVector, candidates: Iterable[Candidate], top_k: int) -> lis
     check_count("top_k", top_k)
     best: list[RankedPage] = []
     for some in gather(candidates, _RANK_PAGES):
-        scores = maxsim_scores(query, [candidate.encoded for candidate in some])
+        scores = scorer(query, [candidate.encoded for candidate in some])
         best.extend(RankedPage(candidate.page_id, float(score)) for candidate, score in zip(some, scores, strict=True))
         best.sort(key=lambda page: (-page.score, page.page_id))
         del best[top_k:]

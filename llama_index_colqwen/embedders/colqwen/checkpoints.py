@@ -76,6 +76,7 @@ def load_model(
     allow_untrained: bool = False,
     attention: AttentionOption = "auto",
     dim: int | None = None,
+    local_files_only: bool = False,
 ) -> LoadedModel:
     """Load a model and prove that all of its weights come from the checkpoint.
 
@@ -87,6 +88,7 @@ def load_model(
         allow_untrained: Admit a base to train from; a projection that is missing is drawn from a fixed seed.
         attention: As in `ColQwenEmbedder`.
         dim: Keep so many of the first values of vectors.
+        local_files_only: Do not ask the hub.
 
     Raises:
         MissingDependencyError: If the extra `[colqwen]` is not installed, or its packages do not fit each other.
@@ -98,8 +100,8 @@ def load_model(
     """
     models = import_colpali_engine()
     own_revision, _, base_revision = (revision or "").partition("+")
-    checkpoint = locate(name, own_revision or None)
-    base = _base_of(checkpoint, base_revision)
+    checkpoint = locate(name, own_revision or None, local_files_only=local_files_only)
+    base = _base_of(checkpoint, base_revision, local_files_only)
     family = _family_of(base)
     if base is checkpoint and name.rstrip("/").endswith("-base") and not allow_untrained:
         raise IncompleteWeightsError(
@@ -152,7 +154,7 @@ def import_colpali_engine() -> Any:  # noqa: ANN401 - an optional package's modu
     return colpali_engine.models
 
 
-def _base_of(checkpoint: Checkpoint, revision: str) -> Checkpoint:
+def _base_of(checkpoint: Checkpoint, revision: str, local_files_only: bool) -> Checkpoint:
     """Return the checkpoint that an adapter was trained on, or the checkpoint itself."""
     if not checkpoint.has("adapter_config.json"):
         return checkpoint
@@ -170,7 +172,9 @@ def _base_of(checkpoint: Checkpoint, revision: str) -> Checkpoint:
         )
     beside = checkpoint.folder / name
     try:
-        return locate(str(beside), None) if beside.is_dir() else locate(name, revision or config.get("revision"))
+        if beside.is_dir():
+            return locate(str(beside))
+        return locate(name, revision or config.get("revision"), local_files_only=local_files_only)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{checkpoint.name} is an adapter of {name}, which is needed too. {error}") from error
 

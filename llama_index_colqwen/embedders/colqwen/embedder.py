@@ -17,9 +17,10 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from llama_index_colqwen.concurrency import Lock, after_fork, gather, look_ahead
 from llama_index_colqwen.embedders.colqwen.attention import AttentionOption
@@ -32,6 +33,7 @@ from llama_index_colqwen.embedders.colqwen.preprocessing import (
     image_area,
     prepare_page,
 )
+from llama_index_colqwen.embedders.colqwen.quantization import check_quantization, quantize
 from llama_index_colqwen.embedders.devices import (
     Dtype,
     Replica,
@@ -39,14 +41,17 @@ from llama_index_colqwen.embedders.devices import (
     check_process,
     choose_devices,
     choose_dtype,
+    dispatch,
     dtype_name,
     empty_cache,
     is_out_of_memory,
     place,
 )
-from llama_index_colqwen.errors import DeviceMemoryError, ModelError, QueryError, check_count
+from llama_index_colqwen.embedders.scoring import maxsim_on_device
+from llama_index_colqwen.errors import DeviceMemoryError, InvalidOptionError, ModelError, QueryError, check_count
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
-from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
+from llama_index_colqwen.late_interaction.maxsim import Scorer
+from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, MultiVector, PageVectors
 from llama_index_colqwen.late_interaction.pooling import pool_tokens
 from llama_index_colqwen.pages import Page
 
@@ -95,12 +100,22 @@ class ColQwenEmbedder:
             "bidirectional": tokens see all others. "causal": as colpali-engine builds the model.
         dim: Keep so many of the first values of every vector, for models that were trained for that (Matryoshka); by
             default as published, or all.
+        local_files_only: Take models from the local cache, and do not ask the hub, as `HF_HUB_OFFLINE=1` has it.
+        device_map: For a model that no single GPU holds: "auto" splits it over the GPUs, and the CPU if need be; or the
+            devices of its parts, as accelerate takes them. Instead of `device`.
+        load_in_4bit: Round the weights of linear layers to 4 bits (NF4), on NVIDIA GPUs (extra `[quantized]`). The
+            machine's memory holds the whole model before. Vectors are near to those of the exact weights, as with a
+            smaller dtype, and have the same fingerprint.
+        load_in_8bit: As that, to 8 bits (LLM.int8()).
+        score_on_device: Whether retrievers score pages on the (first) device, which is for GPUs and many pages; the
+            extra `[kernels]` has faster kernels. By default numpy does it.
         attn_implementation: "sdpa", "eager" or "flash_attention_2"; by default transformers chooses.
         allow_untrained: Admit a base to train from, such as `vidore/colqwen2-base`; a projection that it lacks is drawn
             from a fixed seed.
 
     Raises:
-        MissingDependencyError: If the extra `[colqwen]` is not installed, or torch and torchvision do not fit.
+        MissingDependencyError: If the extra `[colqwen]`, or `[quantized]` where need be, is not installed, or torch and
+            torchvision do not fit.
         ModelNotFoundError: If there is no such model here or on the hub, or the hub cannot be reached.
         IncompleteWeightsError: If weights are missing, left over, unreadable or untrained.
         DeviceMemoryError: If the model does not fit the device.
@@ -123,6 +138,11 @@ class ColQwenEmbedder:
         dim: int | None = None,
         attn_implementation: str | None = None,
         allow_untrained: bool = False,
+        local_files_only: bool = False,
+        device_map: Literal["auto"] | Mapping[str, str | int] | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        score_on_device: bool = False,
     ) -> None:
         """Load the model; see the class for the arguments."""
         check_count("batch_size", batch_size)
@@ -141,9 +161,21 @@ class ColQwenEmbedder:
             "dim": dim,
             "attn_implementation": attn_implementation,
             "allow_untrained": allow_untrained,
+            "local_files_only": local_files_only,
+            "device_map": device_map,
+            "load_in_4bit": load_in_4bit,
+            "load_in_8bit": load_in_8bit,
+            "score_on_device": score_on_device,
         }
+        if device is not None and device_map is not None:
+            raise InvalidOptionError("device puts a model on one device, device_map splits it: give one of them.")
+        if load_in_4bit and load_in_8bit:
+            raise InvalidOptionError("load_in_4bit and load_in_8bit exclude each other: give one of them.")
+        bits = 4 if load_in_4bit else 8 if load_in_8bit else None
         self.devices = choose_devices(device)
         self.dtype = choose_dtype(dtype, self.devices[0])
+        if bits is not None:
+            check_quantization(bits, self.devices, split=device_map is not None)
         loaded = load_model(
             self.model_name,
             revision,
@@ -152,7 +184,10 @@ class ColQwenEmbedder:
             allow_untrained=allow_untrained,
             attention=attention,
             dim=dim,
+            local_files_only=local_files_only,
         )
+        if bits is not None:
+            quantize(loaded.model, bits, keep=loaded.family.projection)
         self.batch_size = batch_size
         self.query_prefix = loaded.family.query_prefix if query_prefix == "auto" else query_prefix
         self.pool_factor = pool_factor
@@ -184,9 +219,21 @@ class ColQwenEmbedder:
         self._processor_lock = Lock(hold=True)
         self._workers_lock = Lock()
         self._process = os.getpid()
-        self._placed = place(loaded.model, self.devices, self.model_name)
+        if device_map is None:
+            self._placed = place(loaded.model, self.devices, self.model_name)
+        else:
+            self._placed = [dispatch(loaded.model, device_map, self.model_name)]
+            self.devices = [self._placed[0].device]
+        self.maxsim_scores: Scorer | None = self._score_on_device if score_on_device else None
+        """What retrievers score pages with; None leaves it to numpy."""
         self._begin()
         after_fork(self._begin_after_fork)
+
+    def _score_on_device(
+        self, query: MultiVector, pages: Sequence[MultiVector | EncodedVectors]
+    ) -> npt.NDArray[np.float32]:
+        self._check_process()
+        return maxsim_on_device(query, pages, self.devices[0])
 
     def _begin(self) -> None:
         self._started_workers: ThreadPoolExecutor | None = None
