@@ -85,7 +85,7 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _extra("heic", "pillow-heif")
     yield _extra("colqwen", "torch", "torchvision", "transformers", "colpali-engine")
     yield _extra("sentence-transformers", "sentence-transformers")
-    yield _extra("evaluate", "pytrec-eval-terrier")
+    yield _extra("evaluate", "mteb", "pytrec-eval-terrier")
     yield _extra("langchain", "langchain-core")
     yield _extra("mcp", "mcp")
     yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client", "uvicorn")

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from llama_index_colqwen.cli.console import plain_errors, print_json, stderr
 from llama_index_colqwen.cli.options import AsJson, CollectionName, Token
-from llama_index_colqwen.errors import InvalidOptionError
+from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
+    from llama_index_colqwen.evaluation import Evaluation
     from llama_index_colqwen.index import ColQwenIndex
+    from llama_index_colqwen.integrations.mteb import BenchmarkScores
     from llama_index_colqwen.retriever import Mode
 
 __all__ = ["evaluate"]
+
+
+class _Mode(str, Enum):
+    visual = "visual"
+    text = "text"
+    hybrid = "hybrid"
+
+
+class _Ocr(str, Enum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
 
 _FOLDER = Path("colqwen-evaluation")
 
@@ -26,7 +42,8 @@ def evaluate(
     questions: Annotated[
         str,
         typer.Argument(
-            help="A file of questions, a JSON object a line: query, pdf (a file's name) and pages (all that answer)."
+            help="A file of questions, a JSON object a line: query, pdf (a file's name) and pages (all that answer); "
+            "or a benchmark or task of mteb, as ViDoRe(v3)."
         ),
     ],
     pdfs: Annotated[
@@ -43,8 +60,11 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option(help="As for colqwen index; by default lexical, or the one that made the index."),
     ] = None,
-    mode: Annotated[str, typer.Option(help="visual; text (BM25), or hybrid (both).")] = "visual",
-    ocr: Annotated[str, typer.Option(help="Which pages to read by OCR: auto, always or never.")] = "auto",
+    mode: Annotated[_Mode, typer.Option(help="text: BM25 over the pages' text; hybrid: both.")] = _Mode.visual,
+    ocr: Annotated[
+        Optional[_Ocr],  # noqa: UP045
+        typer.Option(help="Which pages to read by OCR: auto by default; of a benchmark, none if only pictures count."),
+    ] = None,
     html: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A file to write, with the pictures of what was found and missed."),
@@ -61,19 +81,34 @@ def evaluate(
         from llama_index_colqwen.evaluation.figures import MEASURES
 
         least = dict(map(_least, fail_under or []))
-        asked = read_questions(questions)
-        with _open(pdfs, uri, token, collection_name, embedder, ocr) as index:
-            found = evaluate(index, asked, measures=list(dict.fromkeys([*MEASURES, *least])), mode=cast("Mode", mode))
+        measures = list(dict.fromkeys([*MEASURES, *least]))
+        if html is not None and not html.absolute().parent.is_dir():
+            raise DocumentNotFoundError(f"{html} cannot be written: there is no folder {html.parent}.")
+        found: Evaluation | BenchmarkScores
+        try:
+            is_file = Path(questions).suffix.startswith(".json") or Path(questions).exists()
+            if pdfs is None and uri is None and not is_file:
+                found = _run_benchmark(questions, embedder, mode.value, ocr, measures)
+            else:
+                asked = read_questions(questions)
+                with _open(pdfs, uri, token, collection_name, embedder, ocr) as index:
+                    found = evaluate(index, asked, measures=measures, mode=mode.value)
+        except KeyboardInterrupt:
+            stderr().print("Interrupted. What is stored stays; the same command goes on from there.")
+            raise typer.Exit(130) from None
         if html is not None:
             html.write_text(found.to_html(), "utf-8")
         if as_json:
             print_json(found.to_dict())
         else:
             typer.echo(str(found))
-        for measure, value in least.items():
-            if found.means[measure] < value:
-                stderr().print(f"{measure} is {found.means[measure]:.4f}, which is under {value:g}.")
-                raise typer.Exit(1)
+        means = found.means
+        under = [
+            f"{name} is {means[name]:.4f}, under {value:g}" for name, value in least.items() if means[name] < value
+        ]
+        if under:
+            stderr().print(f"{'; '.join(under)}.")
+            raise typer.Exit(1)
 
 
 def _least(given: str) -> tuple[str, float]:
@@ -91,9 +126,23 @@ def _least(given: str) -> tuple[str, float]:
     return measure, least
 
 
+def _run_benchmark(
+    name: str, embedder: str | None, mode: Mode, ocr: _Ocr | None, measures: list[str]
+) -> BenchmarkScores:
+    import logging
+
+    from llama_index_colqwen.integrations.mteb import ColQwenSearch, find_tasks, run_benchmark
+
+    for library in ("mteb", "huggingface_hub"):  # they tell of each task's newer version, and each time they try again
+        logging.getLogger(library).setLevel(logging.ERROR)
+    find_tasks(name)  # before a model is loaded
+    with ColQwenSearch(embedder or "lexical", _FOLDER, mode=mode, ocr=ocr and ocr.value) as search:
+        return run_benchmark(name, search, measures)
+
+
 @contextmanager
 def _open(
-    pdfs: Path | None, uri: str | None, token: str | None, collection_name: str, embedder: str | None, ocr: str
+    pdfs: Path | None, uri: str | None, token: str | None, collection_name: str, embedder: str | None, ocr: _Ocr | None
 ) -> Iterator[ColQwenIndex]:
     """Open the index that is asked: one that is there, or that of the PDFs, brought up to date."""
     from llama_index_colqwen import ColQwenIndex, MilvusPageStore, PDFPageReader, resolve_embedder
@@ -108,7 +157,7 @@ def _open(
     assert pdfs is not None
     chosen = resolve_embedder(embedder or "lexical")
     with MilvusPageStore(database_path(_FOLDER, pdfs.name, str(pdfs.resolve()), chosen)) as store:
-        reader = PDFPageReader(image_dir=store.image_dir, ocr=cast("Literal['auto']", ocr))
+        reader = PDFPageReader(image_dir=store.image_dir, ocr=(ocr or _Ocr.auto).value)
         with closing(reader.lazy_load_data(pdfs)) as documents:
             index = ColQwenIndex(store, chosen)
             index.refresh_ref_docs(documents, delete_missing=True)

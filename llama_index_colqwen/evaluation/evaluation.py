@@ -145,7 +145,6 @@ def evaluate(
         InvalidOptionError: If there are no questions, a measure is none, or the index has no page of that number.
         DocumentNotFoundError: If the index has no file of that name, or no pages at all.
         QueryError: If the embedder cannot read a question.
-        MissingDependencyError: If the extra `[evaluate]` is not installed.
     """
     asked = read_questions(questions) if isinstance(questions, (str, Path)) else list(questions)
     if len({question.id for question in asked}) < len(asked):
@@ -154,7 +153,6 @@ def evaluate(
         raise InvalidOptionError(f"There are no {'measures' if asked else 'questions'}.")
     depth = max(_LEAST_DEPTH, *(split_measure(name)[1] for name in measures))
     right = _right_pages(index, asked)
-    measure({}, {}, measures)  # what is not installed is said before it takes long
 
     retriever = index.as_retriever(similarity_top_k=depth, mode=mode)
     by_words: ColQwenRetriever | None = index.as_retriever(similarity_top_k=depth, mode="text")

@@ -14,6 +14,11 @@ import numpy as np
 
 from llama_index_colqwen.errors import InvalidOptionError, MissingDependencyError
 
+try:
+    from pytrec_eval import RelevanceEvaluator
+except ImportError as error:
+    raise MissingDependencyError("Evaluation needs pytrec_eval", "evaluate") from error
+
 __all__ = ["MEASURES", "Figure", "Values", "measure", "split_measure", "summarise"]
 
 MEASURES = ("hit@1", "hit@5", "ndcg@5", "recall@5")
@@ -61,15 +66,7 @@ def measure(right: Mapping[str, set[str]], found: Mapping[str, Sequence[str]], m
         measures: hit@k: 1 if there is a right page among the first k, else 0. ndcg@k: how high all right pages stand
             there, from 0 to 1, each as relevant as the others (Järvelin & Kekäläinen 2002). recall@k: what share of
             them is there.
-
-    Raises:
-        MissingDependencyError: If pytrec_eval is not installed.
     """
-    try:
-        from pytrec_eval import RelevanceEvaluator
-    except ImportError as error:
-        raise MissingDependencyError("Evaluation needs pytrec_eval", "evaluate") from error
-
     split = {name: split_measure(name) for name in measures}
     judged = {question: dict.fromkeys(pages, 1) for question, pages in right.items()}
     # Ranks in place of scores: trec_eval would order equal scores anew.

@@ -33,9 +33,10 @@ def test_the_samples_are_evaluated_and_what_is_stored_is_not_read_anew(tmp_path:
     assert "visual       .750 [.55, .90]" in result.stdout
     assert report.read_text("utf-8").count('<details class="first">') == 15
     [database] = Path("colqwen-evaluation").glob("pdfs-lexical-*.db")
-    again = run(*command, "--json", "--fail-under", "recall@20=1", "--fail-under", "hit@3=.76", "--mode", "hybrid")
+    limits = [part for limit in ("recall@20=1", "hit@3=.76", "recall@5=.9") for part in ("--fail-under", limit)]
+    again = run(*command, "--json", "--mode", "hybrid", *limits)
     assert again.exit_code == 1
-    assert again.stderr.endswith("hit@3 is 0.7500, which is under 0.76.\n")
+    assert again.stderr.endswith("hit@3 is 0.7500, under 0.76; recall@5 is 0.7500, under 0.9.\n")
     told = json.loads(again.stdout)
     assert told["figures"]["hybrid"]["ndcg@5"]["mean"] == told["figures"]["bm25"]["ndcg@5"]["mean"] == 0.75
     assert [answer["rank"] for answer in told["answers"]][:15] == [1] * 15
@@ -71,7 +72,10 @@ def test_pages_that_left_the_folder_are_not_found_any_more(tmp_path: Path) -> No
         (["--pdfs", ".", "--uri", "x.db"], "Give --pdfs, the folder that is asked, or --uri, an index that is there."),
         (["--pdfs", "nowhere"], "nowhere: there is no such file or folder."),
         (["--pdfs", "."], "the folder has no files at all; supported are"),
-        (["--pdfs", str(SAMPLES), "--ocr", "maybe"], "ocr"),
+        (
+            ["--pdfs", ".", "--html", "nowhere/report.html"],
+            "report.html cannot be written: there is no folder nowhere.",
+        ),
         (["--uri", "nowhere.db"], "nowhere.db"),
     ],
 )

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 from llama_index_colqwen import ColQwenIndex, PDFPageReader, QueryError
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 from llama_index_colqwen.evaluation import Evaluation, Figure, Question, evaluate
 from llama_index_colqwen.testing import FakeEmbedder
 from tests.documents import write_text_pdf
 from tests.test_index import make_document
-
-pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 
 QUESTIONS = [
     Question("first", "salinity", "<b>asin.pdf", (1,)),

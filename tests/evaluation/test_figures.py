@@ -4,10 +4,9 @@ from math import log2
 
 import pytest
 
+pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.evaluation.figures import Figure, measure, summarise
-
-pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 
 
 def test_measures_are_what_they_are_by_hand() -> None:

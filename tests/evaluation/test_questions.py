@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.evaluation import Question, read_questions
 from tests.cli.commands import ROOT
