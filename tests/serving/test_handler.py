@@ -95,6 +95,9 @@ def test_scores_are_the_retrievers(
         ({"text": TEXTS}, (0, 2, [[], []])),
         ({"inputs": {"text": TEXTS, "batch_size": 1}}, (0, 2, [[], []])),
         ({"inputs": {"text": TEXTS}, "return_scores": False}, (0, 2, None)),
+        ({"inputs": [], "text": TEXTS, "parameters": {}}, (0, 2, [[], []])),
+        ({"inputs": {"text": TEXTS}, "parameters": {"return_scores": False}}, (0, 2, None)),
+        ({"inputs": {"text": TEXTS}, "parameters": None}, (0, 2, [[], []])),
     ],
 )
 def test_everything_is_optional_and_may_be_inside_inputs(
@@ -108,6 +111,11 @@ def test_only_images_and_data_urls(handler: EndpointHandler, images: list[bytes]
     plain = handler({"image": [encode(images[0])]})
     url = "data:image/jpeg;base64," + base64.encodebytes(images[0]).decode()  # with line ends
     assert handler({"inputs": {"image": [url]}}) == plain
+    url_safe = base64.urlsafe_b64encode(images[0]).decode()
+    assert url_safe != encode(images[0])
+    for length in (0, 1, 2):  # so that one, two and no signs of padding are left out; what is behind a JPEG is not read
+        unpadded = base64.urlsafe_b64encode(images[0] + bytes(length)).decode().rstrip("=")
+        assert handler({"image": [unpadded]}) == plain
     assert plain["scores"] == []
 
 
@@ -146,6 +154,10 @@ def test_float16_is_several_times_smaller_and_within_a_thousandth(
         ({"inputs": "a question"}, "InvalidRequest", "`inputs`: it is empty, or an object", None),
         ({"inputs": ["a question"]}, "InvalidRequest", "`inputs`: it is empty, or an object", None),
         ({"inputs": {"text": []}, "text": []}, "InvalidRequest", "`text` is there twice", None),
+        ({"inputs": {"text": []}, "parameters": {"text": []}}, "InvalidRequest", "`text` is there twice", None),
+        ({"parameters": {"wait": True}}, "InvalidRequest", "no field 'wait'", None),
+        ({"parameters": []}, "InvalidRequest", "`parameters`: it is empty, or an object", None),
+        ({"parameters": {"text": [3]}}, "InvalidRequest", "text 0: should be a string", 0),
         ({"inputs": {"text": [3]}}, "InvalidRequest", "text 0: should be a string", 0),
         *((({"image": [image]}), type, message, 0) for image, type, message in BAD_IMAGES.values()),
     ],
