@@ -21,6 +21,7 @@ from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
 from tests.bad_images import BAD_IMAGES
 from tests.checkpoints import keep_in_cache
+from tests.forks import in_fork, needs_fork
 from tests.services import Json
 
 pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
@@ -271,6 +272,15 @@ def test_handler_of_the_example_serves_the_published_model(
     assert handler.embedder.max_visual_tokens == 768
     assert found(str(checkpoint()), max_visual_tokens=100).embedder.max_visual_tokens == 100
     assert len(handler({"text": ["total revenue?"]})["text"]) == 1
+
+
+@needs_fork
+def test_fork_answers_what_the_parent_answers(handler: EndpointHandler, images: list[bytes]) -> None:
+    request = {"image": [encode(images[0])], "text": TEXTS}
+    expected = handler(request)
+    answer = in_fork(lambda: handler(request))
+    for kind in ("image", "text"):
+        assert close_to(answer[kind], [np.array(vectors) for vectors in expected[kind]], 1e-6)
 
 
 def test_limits_that_let_nothing_through_are_refused() -> None:
