@@ -37,9 +37,9 @@ _frames = [Image.new("L", (50, 50), grey) for grey in (0, 100, 200)]
 BAD_IMAGES = {
     "empty": ("", "InvalidImage", "image 0 is empty"),
     "not base64": ("what?!", "InvalidImage", "not base64"),
-    "half base64": ("abc", "InvalidImage", "not base64"),
+    "half base64": ("abcde", "InvalidImage", "not base64"),
     "address": ("https://example.com/page.png", "InvalidImage", "never opened"),
-    "path": ("/etc/passwd", "InvalidImage", "not base64"),
+    "path": ("/etc/passwd", "InvalidImage", "not a picture"),
     "file address": ("file:///etc/passwd", "InvalidImage", "not base64"),
     "data URL of text": ("data:text/plain,hello", "InvalidImage", "without base64"),
     "not an image": (_encode(b"just words"), "InvalidImage", "not a picture that is read: PNG"),

@@ -110,10 +110,12 @@ def create_app(
 
     app.include_router(pooling_routes(service, info.model, headers, guarded))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the process lives")
     async def health() -> State:
         return State(status="ok")
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", summary="Whether requests are taken now", responses={503: {"model": Refusal}})
     async def ready() -> State:
         service.check_room(1)
@@ -167,7 +169,7 @@ def _schema() -> dict[str, Any]:
     """Describe a request without references, which would point to nowhere in the page's document."""
     schema = EmbeddingRequest.model_json_schema()
     fields = schema.pop("$defs")["_Fields"]
-    schema["properties"]["inputs"]["anyOf"][0] = fields
+    schema["properties"]["inputs"]["anyOf"][0] = schema["properties"]["parameters"]["anyOf"][0] = fields
     return schema
 
 

@@ -7,6 +7,7 @@ routes, tokens or addresses.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -296,7 +297,7 @@ class Service:
 
     def _read(self, body: bytes, read: Reader) -> tuple[list[str], list[Page], Writer]:
         try:
-            data = from_json(body)
+            data = from_json(body.removeprefix(codecs.BOM_UTF8))
         except ValueError as error:
             raise Fault("InvalidJson", f"The body is not JSON: {error}.", status=400) from None
         request, write = read(data, self._limits)

@@ -21,6 +21,7 @@ from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
 from tests.bad_images import BAD_IMAGES
 from tests.checkpoints import keep_in_cache
+from tests.forks import in_fork, needs_fork
 from tests.services import Json
 
 pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
@@ -95,6 +96,9 @@ def test_scores_are_the_retrievers(
         ({"text": TEXTS}, (0, 2, [[], []])),
         ({"inputs": {"text": TEXTS, "batch_size": 1}}, (0, 2, [[], []])),
         ({"inputs": {"text": TEXTS}, "return_scores": False}, (0, 2, None)),
+        ({"inputs": [], "text": TEXTS, "parameters": {}}, (0, 2, [[], []])),
+        ({"inputs": {"text": TEXTS}, "parameters": {"return_scores": False}}, (0, 2, None)),
+        ({"inputs": {"text": TEXTS}, "parameters": None}, (0, 2, [[], []])),
     ],
 )
 def test_everything_is_optional_and_may_be_inside_inputs(
@@ -108,6 +112,11 @@ def test_only_images_and_data_urls(handler: EndpointHandler, images: list[bytes]
     plain = handler({"image": [encode(images[0])]})
     url = "data:image/jpeg;base64," + base64.encodebytes(images[0]).decode()  # with line ends
     assert handler({"inputs": {"image": [url]}}) == plain
+    url_safe = base64.urlsafe_b64encode(images[0]).decode()
+    assert url_safe != encode(images[0])
+    for length in (0, 1, 2):  # so that one, two and no signs of padding are left out; what is behind a JPEG is not read
+        unpadded = base64.urlsafe_b64encode(images[0] + bytes(length)).decode().rstrip("=")
+        assert handler({"image": [unpadded]}) == plain
     assert plain["scores"] == []
 
 
@@ -146,6 +155,10 @@ def test_float16_is_several_times_smaller_and_within_a_thousandth(
         ({"inputs": "a question"}, "InvalidRequest", "`inputs`: it is empty, or an object", None),
         ({"inputs": ["a question"]}, "InvalidRequest", "`inputs`: it is empty, or an object", None),
         ({"inputs": {"text": []}, "text": []}, "InvalidRequest", "`text` is there twice", None),
+        ({"inputs": {"text": []}, "parameters": {"text": []}}, "InvalidRequest", "`text` is there twice", None),
+        ({"parameters": {"wait": True}}, "InvalidRequest", "no field 'wait'", None),
+        ({"parameters": []}, "InvalidRequest", "`parameters`: it is empty, or an object", None),
+        ({"parameters": {"text": [3]}}, "InvalidRequest", "text 0: should be a string", 0),
         ({"inputs": {"text": [3]}}, "InvalidRequest", "text 0: should be a string", 0),
         *((({"image": [image]}), type, message, 0) for image, type, message in BAD_IMAGES.values()),
     ],
@@ -259,6 +272,15 @@ def test_handler_of_the_example_serves_the_published_model(
     assert handler.embedder.max_visual_tokens == 768
     assert found(str(checkpoint()), max_visual_tokens=100).embedder.max_visual_tokens == 100
     assert len(handler({"text": ["total revenue?"]})["text"]) == 1
+
+
+@needs_fork
+def test_fork_answers_what_the_parent_answers(handler: EndpointHandler, images: list[bytes]) -> None:
+    request = {"image": [encode(images[0])], "text": TEXTS}
+    expected = handler(request)
+    answer = in_fork(lambda: handler(request))
+    for kind in ("image", "text"):
+        assert close_to(answer[kind], [np.array(vectors) for vectors in expected[kind]], 1e-6)
 
 
 def test_limits_that_let_nothing_through_are_refused() -> None:

@@ -139,6 +139,9 @@ def test_neither_images_nor_texts_nor_scores_are_needed(url: str) -> None:
 
 def test_the_service_says_what_it_is(url: str, embedder: Gated) -> None:
     assert httpx.get(f"{url}/health").json() == httpx.get(f"{url}/ready").json() == {"status": "ok"}
+    for probe in ("health", "ready"):
+        head = httpx.head(f"{url}/{probe}")
+        assert (head.status_code, head.content) == (200, b"")
     info = httpx.get(f"{url}/info").json()
     assert info["model"] == "ColQwen2"
     assert info["fingerprint"]["revision"] == embedder.fingerprint.revision
@@ -219,6 +222,11 @@ def test_bad_bodies_have_a_status_and_a_reason(
 ) -> None:
     response = httpx.post(url, content=content, headers=headers)
     assert (response.status_code, response.json()["error"]["type"]) == (status, type)
+
+
+def test_a_byte_order_mark_is_no_mistake(url: str) -> None:
+    response = httpx.post(url, content=b"\xef\xbb\xbf" + json.dumps({"text": TEXTS}).encode(), headers=JSON)
+    assert len(response.json()["text"]) == 2
 
 
 ODD_SHAPES = [(1, 1), (10, 3000), (3000, 10)]

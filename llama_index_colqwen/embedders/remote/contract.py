@@ -122,11 +122,17 @@ class _Fields(BaseModel):
 
 
 class EmbeddingRequest(_Fields):
-    """A request; the fields may also be inside `inputs`."""
+    """A request; the fields may also be inside `inputs` or `parameters`."""
 
     inputs: _Fields | Annotated[list[Any], Field(max_length=0)] | Literal[""] | None = Field(
         None, description="Empty, or an object with the other fields."
     )
+    parameters: _Fields | None = Field(
+        None, description="The same; Hugging Face's clients send it, and its toolkit puts the parameters of URLs there."
+    )
+
+
+_PLACES = ("inputs", "parameters")
 
 
 Writer: TypeAlias = Callable[[Sequence[MultiVector], Sequence[MultiVector]], Iterator[bytes]]
@@ -137,7 +143,7 @@ Reader: TypeAlias = Callable[[object, Limits], tuple[EmbeddingRequest, Writer]]
 
 
 def parse_request(data: object, limits: Limits) -> EmbeddingRequest:
-    """Check everything about a request but what its images hold; fields of `inputs` are put at the top level.
+    """Check everything about a request but what its images hold; fields inside others are put at the top level.
 
     Raises:
         Fault: If anything is wrong with it.
@@ -145,12 +151,19 @@ def parse_request(data: object, limits: Limits) -> EmbeddingRequest:
     if not isinstance(data, Mapping):
         raise Fault("InvalidRequest", "A request is a JSON object with lists `image` and `text`.")
     request = _validate(data, limits)
-    if isinstance(request.inputs, _Fields):
-        twice = request.model_fields_set & request.inputs.model_fields_set
-        if twice:
-            raise Fault("InvalidRequest", f"`{min(twice)}` is there twice: give it beside `inputs` or inside it.")
-        fields = {name: getattr(request.inputs, name) for name in request.inputs.model_fields_set}
-        request = request.model_copy(update={**fields, "inputs": None})
+    given = request.model_fields_set - set(_PLACES)
+    fields: dict[str, Any] = dict.fromkeys(_PLACES)
+    for place in _PLACES:
+        inside = getattr(request, place)
+        if not isinstance(inside, _Fields):
+            continue
+        if twice := given & inside.model_fields_set:
+            raise Fault(
+                "InvalidRequest", f"`{min(twice)}` is there twice: give it once, beside `{place}` or inside it."
+            )
+        given |= inside.model_fields_set
+        fields |= {name: getattr(inside, name) for name in inside.model_fields_set}
+    request = request.model_copy(update=fields)
     _check_count(len(request.image) + len(request.text), limits)
     for index, text in enumerate(request.text):
         check_text(text, index, limits)
@@ -266,10 +279,11 @@ def _validate(data: Mapping[Any, Any], limits: Limits) -> EmbeddingRequest:
         return EmbeddingRequest.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [part for part in first["loc"] if part not in ("inputs", "_Fields")]
+    where = [part for part in first["loc"] if part not in (*_PLACES, "_Fields")]
     index = where[1] if len(where) > 1 and where[0] in ("image", "text") and isinstance(where[1], int) else None
-    if not where or first["loc"][0] == "inputs" and first["loc"][1:2] != ("_Fields",):
-        name = "inputs"
+    place = first["loc"][0]
+    if not where or place == "inputs" and first["loc"][1:2] != ("_Fields",):
+        name = str(place)
         reason = "it is empty, or an object with `image` and `text`"
     elif first["type"] == "extra_forbidden":
         name = str(where[0])[:50]
@@ -294,8 +308,10 @@ def _decode_base64(text: str, index: int) -> bytes:
         head, comma, encoded = encoded.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise Fault("InvalidImage", f"image {index} is a data URL without base64.", index)
+    # As URLs have it, and without its padding, is base64 too.
+    encoded = "".join(encoded.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        data = base64.b64decode("".join(encoded.split()), validate=True)
+        data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Fault(
             "InvalidImage", f"image {index} is not base64 (addresses and paths are never opened).", index
