@@ -190,7 +190,7 @@ class ColQwenIndex:
             documents: Whole files: all pages of each.
             show_progress: Whether to show a progress bar, after a second.
             delete_missing: Whether to remove the pages of files, too, that are neither among the documents nor on this
-                machine's disk.
+                machine's disk. Files with an address, such as one of S3, stay.
 
         Returns:
             For each document, whether anything was written for it.
@@ -206,7 +206,8 @@ class ColQwenIndex:
 
         written = self._write(noting(documents), show_progress, documents)
         if delete_missing:
-            versions |= {path: set() for path in self.store.file_paths() - versions.keys() if not Path(path).exists()}
+            others = self.store.file_paths() - versions.keys()
+            versions |= {path: set() for path in others if "://" not in path and not Path(path).exists()}
         self.report.removed += self.store.delete_other_versions(versions, self._rewrite)
         return written
 

@@ -16,9 +16,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, sees_images
 from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.errors import (
@@ -149,12 +149,13 @@ class _Stream:
     batches: dict[_Ray, _Batch] = field(default_factory=dict)
     again: deque[tuple[Any, Page, int]] = field(default_factory=deque)  # with the number of tries
     failed: list[tuple[Page, Exception]] = field(default_factory=list)
+    error: Exception | None = None  # of the pages' iteration
     loads: Counter[int] = field(default_factory=Counter)  # by the id of the actor
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more is to be handed out, but what actors have is still waited for."""
-        return self.on_error == "raise" and bool(self.failed)
+        return self.error is not None or (self.on_error == "raise" and bool(self.failed))
 
 
 class RayEmbedder:
@@ -292,9 +293,7 @@ class RayEmbedder:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Refuse to be pickled: the actors are this process's."""
-        raise InvalidOptionError(
-            "A RayEmbedder stays in the process that made it: pickle what its actors make instead."
-        )
+        raise InvalidOptionError("A RayEmbedder stays in the process that made it: pickle what its actors make.")
 
     def __enter__(self) -> RayEmbedder:
         """Return the embedder."""
@@ -412,19 +411,21 @@ class RayEmbedder:
     def _stream(
         self, pages: Iterable[tuple[_Key, Page]], on_error: Literal["raise", "skip"]
     ) -> Iterator[tuple[_Key, MultiVector]]:
-        stream, remaining = _Stream(on_error), iter(pages)
+        stream, batches = _Stream(on_error), gather(pages, _BATCH_PAGES)
         while True:
-            self._hand_out(stream, remaining)
+            self._hand_out(stream, batches)
             if not stream.batches:
                 break
             for batch, vectors in self._next_done(stream):
                 batch.place.pages += len(vectors)
                 yield from zip((key for key, _ in batch.pages), vectors, strict=True)
-        if stream.is_over:
+        if stream.failed and on_error == "raise":
             raise stream.failed[0][1]
         _tell_of(stream.failed)
+        if stream.error is not None:
+            raise stream.error
 
-    def _hand_out(self, stream: _Stream, remaining: Iterator[tuple[Any, Page]]) -> None:
+    def _hand_out(self, stream: _Stream, batches: Iterator[list[tuple[Any, Page]]]) -> None:
         """Give actors what they have room for; what failed before goes to one that has nothing else, by itself."""
         while not stream.is_over:
             self._wait_for_one()
@@ -437,8 +438,12 @@ class RayEmbedder:
                 continue
             if stream.again or load >= _IN_FLIGHT:
                 return
-            pages = list(islice(remaining, _BATCH_PAGES))
-            if not pages:
+            try:
+                pages = next(batches, None)
+            except Exception as error:  # raised when what is in work is done
+                stream.error = error
+                return
+            if pages is None:
                 return
             self._send(stream, _Batch(pages, place, place.actor))
 

@@ -33,6 +33,7 @@ from llama_index_colqwen.errors import (
     DocumentNotFoundError,
     InvalidOptionError,
     MissingDependencyError,
+    in_one_line,
 )
 from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["DocumentStream", "MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
 
 Source: TypeAlias = str | PurePath | bytes
-"""A path of a file or folder, or a file's bytes."""
+"""A path or an address of a file or folder, or a file's bytes."""
 
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
@@ -133,7 +134,10 @@ class _File:
     def load(self) -> Path | bytes:
         if self.source is not None:
             return self.source
-        data: bytes = self.fs.cat_file(self.path)  # type: ignore[union-attr]
+        try:
+            data: bytes = self.fs.cat_file(self.path)  # type: ignore[union-attr]
+        except Exception as error:  # whatever a file system raises
+            raise DocumentError(f"{self.name}: the file cannot be fetched ({in_one_line(error)}).") from error
         return data
 
 
@@ -293,7 +297,8 @@ class PDFPageReader(BasePydanticReader):
         """Read pages one at a time, in bounded memory; closing the stream closes the file it is at.
 
         Args:
-            source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these.
+            source: A file, a folder (read recursively, in order of name), a file's bytes, or a list of these; or an
+                address, such as "s3://bucket/reports", for which fsspec needs the protocol's package, such as s3fs.
             extra_info: Metadata for every page. `file_name` and `file_path` name what is given as bytes.
             fs: An fsspec file system that the paths are on.
             show_progress: Whether to show a progress bar: after a second, or when OCR begins, which it names. It knows
@@ -533,7 +538,7 @@ class PDFPageReader(BasePydanticReader):
                 name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
                 files.append(_File(_readable_name(name), extra_info.get("file_path"), one))
             elif isinstance(one, (str, PurePath)):
-                files.extend(_find_local(str(one), self.image_dir) if fs is None else _find_remote(str(one), fs))
+                files.extend(_find_path(str(one), self.image_dir, fs))
             else:
                 raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
         return files
@@ -608,6 +613,25 @@ def _readable_name(name: str) -> str:
 def _escaped(path: str) -> str:
     """Write what is not UTF-8 in a path as an escape: two files never share one, which refreshing relies on."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _find_path(source: str, image_dir: str | Path | None, fs: AbstractFileSystem | None) -> Iterable[_File]:
+    if fs is not None:
+        return _find_remote(source, fs)
+    return _find_url(source) if "://" in source else _find_local(source, image_dir)
+
+
+def _find_url(url: str) -> Iterable[_File]:
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, path = url_to_fs(url)
+        # Known by their addresses: a path alone would be one on this machine's disk.
+        return [replace(file, path=fs.unstrip_protocol(file.path)) for file in _find_remote(path, fs)]
+    except DocumentError:
+        raise
+    except Exception as error:  # no package for the protocol, no rights, no network
+        raise DocumentError(f"{_readable_name(url)}: cannot be looked up ({in_one_line(error)}).") from error
 
 
 def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from llama_index_colqwen import MilvusPageStore
@@ -100,9 +101,13 @@ def test_prune_removes_files_that_are_gone_and_check_repairs(tmp_path: Path) -> 
     for name in ("kept", "gone"):
         write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report", "second page")
     assert "4 added" in run("index", tmp_path / "in", "--uri", db).output
+    with fsspec.open("memory://far/away.pdf", "wb") as far:
+        far.write((tmp_path / "in" / "gone.pdf").read_bytes().replace(b"%PDF-1.3", b"%PDF-1.4"))
+    assert "2 added" in run("index", "memory://far", "--uri", db).output
     (tmp_path / "in" / "gone.pdf").unlink()
     assert "0 removed" in run("index", tmp_path / "in", "--uri", db).output
     assert "2 removed" in run("index", tmp_path / "in", "--uri", db, "--prune").output
+    assert "2 pages deleted" in run("delete", "memory:///far/away.pdf", "--uri", db).stdout  # stayed: it is elsewhere
     assert "Checked 2 pages: nothing was wrong." in run("info", "--uri", db, "--check").output
     with MilvusPageStore(db) as store:
         opened = store._require_open()

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.schema import Document
 
 from llama_index_colqwen import (
     ClusterError,
     ColQwenEmbedder,
     ColQwenIndex,
+    DocumentError,
     DocumentNotFoundError,
     InvalidOptionError,
     LexicalEmbedder,
@@ -36,6 +39,7 @@ from llama_index_colqwen import (
     SkippedDocumentWarning,
 )
 from llama_index_colqwen.testing import FakeEmbedder
+from tests.cli.commands import run
 from tests.conftest import at_most
 from tests.documents import write_text_pdf
 from tests.fakes import PNG, make_page
@@ -140,6 +144,15 @@ def test_pictures_are_sent_and_one_that_is_gone_is_named(cluster: str, tmp_path:
         (tmp_path / f"{number}.png").write_bytes(PNG)
     with RayEmbedder(NeedsPictures, num_actors=1) as embedder:
         done: list[Page] = []
+
+        def until_one_cannot_be_read() -> Iterator[Page]:
+            yield from pages[:2]
+            raise DocumentError("b.pdf: it is none.")
+
+        with pytest.raises(DocumentError, match="it is none"):
+            done.extend(page for page, _ in embedder.stream_pages(until_one_cannot_be_read()))
+        assert len(done) == 2
+        done.clear()
         with pytest.raises(DocumentNotFoundError, match=r"The image of page 2 of a\.pdf .* is gone"):
             done.extend(page for page, _ in embedder.stream_pages(pages))
         assert [page.page_number for page in done] == [0, 1]
@@ -195,9 +208,40 @@ def test_poisoned_pages_are_named_and_left_out_and_all_others_are_stored(cluster
             list(embedder.stream_pages(pages[40:]))
 
 
+@pytest.mark.slow
+def test_ctrl_c_stores_what_was_embedded_and_the_command_goes_on_from_there(cluster: str, tmp_path: Path) -> None:
+    write_text_pdf(tmp_path / "a.pdf", *(f"page {number}" for number in range(90)))
+    options = ("--uri", tmp_path / "x.db", "--image-dir", tmp_path / "images", "--ocr", "never")
+    reader = PDFPageReader(image_dir=tmp_path / "images", ocr="never")
+
+    def interrupted() -> Iterator[Document]:
+        for number, document in enumerate(reader.lazy_load_data(tmp_path / "a.pdf", show_progress=False), 1):
+            yield document
+            if number == 60:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with RayEmbedder("lexical", 1) as embedder, MilvusPageStore(tmp_path / "x.db") as store:
+        with pytest.raises(KeyboardInterrupt):
+            ColQwenIndex.from_documents(interrupted(), embedder, store=store, show_progress=False)
+        stored = store.count()
+    assert 0 < stored < 90
+    done = json.loads(run("index", tmp_path / "a.pdf", *options, "--ray", cluster, "--actors", 1, "--json").stdout)
+    assert (done["pages"], done["added"], done["unchanged"]) == (90, 90 - stored, stored)
+    assert [(actor["pages"], actor["replaced"]) for actor in done["actors"]] == [(90 - stored, 0)]
+    refused = run("index", tmp_path / "a.pdf", *options, "--ray", cluster, "--embedder", "no-such")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "cannot make its embedder: There is no embedder 'no-such'" in refused.stderr
+
+
+def test_options_of_actors_without_ray_are_refused(tmp_path: Path) -> None:
+    refused = run("index", tmp_path, "--gpus", 1)
+    assert refused.exit_code == 2
+    assert "--actors and --gpus go with --ray." in refused.stderr
+
+
 DRIVER = """
-import sys, ray
-from llama_index_colqwen import ClusterError, ColQwenIndex, PDFPageReader, RayEmbedder
+import os, signal, sys, time, ray
+from llama_index_colqwen import ClusterError, ColQwenIndex, MilvusPageStore, PDFPageReader, RayEmbedder
 from tests.integrations.actors import Slow
 true, ray.__version__ = ray.__version__, "2.0.0"
 try:
@@ -205,11 +249,19 @@ try:
 except ClusterError as error:
     print(error, flush=True)
 ray.__version__ = true
+store = MilvusPageStore(sys.argv[3])
+
+def documents():
+    reader = PDFPageReader(image_dir=sys.argv[4], ocr="never")
+    for number, document in enumerate(reader.lazy_load_data(sys.argv[2], show_progress=False)):
+        yield document
+        if number == 100:
+            while not store.count():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+
 embedder = RayEmbedder(Slow, 2, address=sys.argv[1])
-documents = PDFPageReader(image_dir=sys.argv[4], ocr="never").lazy_load_data(sys.argv[2])
-print("begins", flush=True)
-ColQwenIndex.from_documents(documents, embedder, uri=sys.argv[3], show_progress=False)
-print("ends", flush=True)
+ColQwenIndex.from_documents(documents(), embedder, store=store, show_progress=False)
 """
 
 
@@ -225,13 +277,10 @@ def test_driver_of_another_version_is_told_and_one_that_is_killed_loses_nothing_
         ) as driver,
         at_most(100, driver),
     ):
-        assert driver.stdout is not None
-        told = driver.stdout.readline()
-        assert told.startswith("Cannot connect to the Ray cluster at ")
-        assert "Ray: 2.0.0" in told
-        assert driver.stdout.readline() == "begins\n"
-        time.sleep(2)
-        driver.kill()
+        told, _ = driver.communicate()
+    assert told.startswith("Cannot connect to the Ray cluster at ")
+    assert "Ray: 2.0.0" in told
+    assert driver.returncode == -signal.SIGKILL
     with RayEmbedder(Slow, 2) as embedder:  # there is room: the dead driver's actors are gone
         reader = PDFPageReader(image_dir=tmp_path / "images", ocr="never")
         with MilvusPageStore(tmp_path / "x.db") as store:

@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem, register_implementation
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.schema import BaseNode, Document, ImageDocument, MetadataMode, TransformComponent
@@ -27,6 +28,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from llama_index_colqwen import (
     ColQwenError,
+    DocumentError,
     DocumentNotFoundError,
     EncryptedDocumentError,
     InvalidOptionError,
@@ -303,6 +305,69 @@ def test_folder_on_an_fsspec_file_system_is_read_as_a_local_one(memory: Any) -> 
         "/docs/a/2.png",
         "/docs/b.png",
     ]
+
+
+def test_addresses_are_read_as_they_are_and_beside_local_files(pdf: Path, memory: Any) -> None:  # noqa: ANN401
+    for name in ("docs/a.pdf", "docs/deep/b.pdf", "other.pdf"):
+        memory.pipe(f"/{name}", pdf.read_bytes())
+    documents = reader().load_data([pdf, "memory://docs", "memory://other.pdf"])
+    pages = len(reader().load_data(pdf))
+    assert [document.metadata["file_path"] for document in documents[::pages]] == [
+        str(pdf.resolve()),
+        "memory:///docs/a.pdf",
+        "memory:///docs/deep/b.pdf",
+        "memory:///other.pdf",
+    ]
+    assert ids(documents) == 4 * ids(documents[:pages])
+
+
+class Refusing(AbstractFileSystem):  # type: ignore[misc]
+    """A bucket that may be listed, in part, and files that may not be read."""
+
+    protocol = "refusing"
+
+    def info(self, path: str, **options: object) -> dict[str, object]:
+        if path == "secret":
+            raise PermissionError("Access Denied")
+        return {"name": path, "type": "file" if path.endswith(".png") else "directory", "size": 1}
+
+    def ls(self, path: str, detail: bool = True, **options: object) -> list[Any]:
+        return [self.info(f"{path}/a.png")]
+
+    def cat_file(self, path: str, *options: object, **more: object) -> bytes:
+        raise PermissionError("Forbidden")
+
+    def exists(self, path: str, **options: object) -> bool:
+        return bool(self.info(path))
+
+    def isdir(self, path: str) -> bool:
+        return self.info(path)["type"] == "directory"
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("memory://docs/none.pdf", r"/docs/none\.pdf: there is no such file or folder"),
+        ("refusing://secret", r"^refusing://secret: cannot be looked up \(Access Denied\)\.$"),
+        ("refusing://open", r"^a\.png: the file cannot be fetched \(Forbidden\)\.$"),
+        ("s3://bucket/reports", r"^s3://bucket/reports: cannot be looked up \(.*s3fs.*\)\.$"),
+        ("nowhere://reports", r"^nowhere://reports: cannot be looked up \(Protocol not known: nowhere\)\.$"),
+    ],
+)
+def test_addresses_that_cannot_be_read_are_one_sentence(
+    url: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(DocumentError, match=sentence):
+        reader().load_data(url)
+
+
+def test_file_that_cannot_be_fetched_is_skipped_and_named(pdf: Path) -> None:
+    register_implementation("refusing", Refusing, clobber=True)
+    with pytest.warns(SkippedDocumentWarning, match=r"a\.png: the file cannot be fetched \(Forbidden\)"):
+        documents = reader(on_error="skip").load_data(["refusing://open", pdf])
+    assert ids(documents) == ids(reader().load_data(pdf))
 
 
 @pytest.mark.parametrize(("path", "problem"), [("/docs/none.pdf", "no such file"), ("/docs", r"only .*\.pages")])
