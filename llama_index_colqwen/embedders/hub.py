@@ -86,13 +86,12 @@ def locate(name: str, revision: str | None = None, *, local_files_only: bool = F
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     """Return the folder of a hub model's snapshot, whose name is the commit."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -110,7 +109,8 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
             revision=revision,
             allow_patterns=_FILES,
             tqdm_class=LateBar,
-            local_files_only=local_files_only,
+            # Offline, versions before 2.4 ask the hub all the same for the list of a commit's files.
+            local_files_only=local_files_only or is_offline_mode(),
         )
         return Path(found)
     except GatedRepoError as error:
@@ -127,7 +127,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         cause = error.__cause__ or error
         if local_files_only:
             why = "local_files_only forbids to ask the hub"
-        elif isinstance(cause, OfflineModeIsEnabled):
+        elif is_offline_mode():
             why = "HF_HUB_OFFLINE forbids to ask the hub"
         elif isinstance(cause, HfHubHTTPError):
             why = f"the hub does not give it ({one_line(cause)})"

@@ -113,7 +113,7 @@ def load_model(
     model_class = getattr(models, family.model)
     with _LOADING, _loading_errors(name):
         model, info = model_class.from_pretrained(
-            base.folder,
+            str(base.folder),  # a path is taken for a name on the hub where there is an adapter in the folder
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
