@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from llama_index.core.schema import Document
 from tqdm.auto import tqdm
 
-from llama_index_colqwen import __version__
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
 from llama_index_colqwen.embedders.resolve import resolve_embedder
@@ -100,7 +100,7 @@ class ColQwenSearch:
         return ModelMeta.create_empty(
             overwrites={
                 "name": f"llama-index-colqwen/{model}-{self.mode}-ocr-{self.ocr}",
-                "revision": f"{__version__}-{fingerprint_digest(self.embedder.fingerprint)}",
+                "revision": f"{version('llama-index-colqwen')}-{fingerprint_digest(self.embedder.fingerprint)}",
                 "modalities": ["image", "text"],
             }
         )
