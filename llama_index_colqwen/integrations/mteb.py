@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from llama_index.core.schema import Document
 from tqdm.auto import tqdm
 
-from llama_index_colqwen import __version__
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
 from llama_index_colqwen.embedders.resolve import resolve_embedder
@@ -40,16 +40,9 @@ from llama_index_colqwen.reading.reader import PDFPageReader
 from llama_index_colqwen.retriever import Mode
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
-try:
-    import mteb
-    from datasets import Image
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.models.model_meta import ModelMeta
-except ImportError as error:
-    raise MissingDependencyError("Benchmarks need mteb", "evaluate") from error
-
 if TYPE_CHECKING:
     from datasets import Dataset
+    from mteb.models.model_meta import ModelMeta
 
 __all__ = ["BenchmarkScores", "ColQwenSearch", "find_tasks", "run_benchmark"]
 
@@ -77,6 +70,7 @@ class ColQwenSearch:
         InvalidOptionError: If there is no such embedder or mode; by `index` and `search`, if a task has no page images,
             or asks with something else than words.
         DocumentNotFoundError: By `index`, if a task has no pages.
+        MissingDependencyError: If the extra `[evaluate]` is not installed.
     """
 
     def __init__(
@@ -90,6 +84,7 @@ class ColQwenSearch:
         """See the class."""
         if mode not in get_args(Mode):
             raise InvalidOptionError(f"mode is one of {', '.join(get_args(Mode))}; got {mode!r}.")
+        _load_mteb()
         self.embedder = resolve_embedder(embedder)
         self.folder, self.mode = Path(folder).expanduser(), mode
         words = mode != "visual" or isinstance(self.embedder, LexicalEmbedder)
@@ -99,11 +94,13 @@ class ColQwenSearch:
     @property
     def mteb_model_meta(self) -> ModelMeta:
         """What mteb calls it, and keeps its results by."""
+        from mteb.models.model_meta import ModelMeta
+
         model = re.sub(r"[^\w.-]+", "__", self.embedder.fingerprint.model)
         return ModelMeta.create_empty(
             overwrites={
                 "name": f"llama-index-colqwen/{model}-{self.mode}-ocr-{self.ocr}",
-                "revision": f"{__version__}-{fingerprint_digest(self.embedder.fingerprint)}",
+                "revision": f"{version('llama-index-colqwen')}-{fingerprint_digest(self.embedder.fingerprint)}",
                 "modalities": ["image", "text"],
             }
         )
@@ -116,6 +113,8 @@ class ColQwenSearch:
             task_metadata: Names the task.
             **options: Of mteb; they change nothing.
         """
+        from datasets import Image
+
         self.close()
         name = str(task_metadata.name)
         if "image" not in corpus.column_names:
@@ -255,6 +254,7 @@ def find_tasks(name: str) -> list[Any]:
     Raises:
         InvalidOptionError: If mteb has neither.
     """
+    mteb = _load_mteb()
     benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
     if name in benchmarks:
         return list(benchmarks[name].tasks)
@@ -280,6 +280,9 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
         InvalidOptionError: If mteb has no such benchmark, or does not measure that.
         EndpointUnavailableError: If the data are not on this machine and the Hugging Face hub cannot be reached.
     """
+    mteb = _load_mteb()
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
     tasks = find_tasks(name)
     public = [task for task in tasks if task.metadata.is_public or len(tasks) == 1]
     if not all(isinstance(task, AbsTaskRetrieval) for task in public):
@@ -309,6 +312,15 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
         }
     left_out = [task.metadata.name for task in tasks if task not in public]
     return BenchmarkScores(name, search.embedder.fingerprint.model, search.mode, scores, left_out)
+
+
+def _load_mteb() -> Any:  # noqa: ANN401
+    """Import mteb, which takes seconds."""
+    try:
+        import mteb
+    except ImportError as error:
+        raise MissingDependencyError("Benchmarks need mteb", "evaluate") from error
+    return mteb
 
 
 def _mteb_name(measure: str, tasks: Sequence[Any]) -> str:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llama_index_colqwen import LexicalEmbedder
 from tests.cli.commands import ROOT, SAMPLES, run
+from tests.documents import write_text_pdf
 
 pytest.importorskip("pytrec_eval", reason="the [evaluate] extra is not installed")
 
@@ -101,3 +103,20 @@ def test_questions_that_name_what_is_not_there_get_one_sentence(db: Path, tmp_pa
     missing = run("evaluate", tmp_path / "none.jsonl", "--uri", db)
     assert missing.exit_code == 1
     assert missing.stderr.endswith("none.jsonl: there is no such file of questions.\n")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pdf = write_text_pdf(tmp_path / "basin.pdf", "Salinity of the basin", "Turbidity of the basin")
+    (tmp_path / "questions.jsonl").write_text('{"query": "turbidity", "pdf": "basin.pdf", "pages": [2]}', "utf-8")
+    command = ("evaluate", tmp_path / "questions.jsonl", "--pdfs", pdf, "--ocr", "never", "--json")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LexicalEmbedder, "embed_queries", interrupted)
+        result = run(*command)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith("Interrupted. What is stored stays; the same command goes on from there.\n")
+    monkeypatch.setattr(LexicalEmbedder, "embed_pages", interrupted)  # there is nothing to embed any more
+    assert json.loads(run(*command).stdout)["figures"]["visual"]["hit@1"]["mean"] == 1
