@@ -44,7 +44,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     kept, ran = read(name), read(name)
     shutil.copytree(EXAMPLES, tmp_path / "examples")
-    NotebookClient(ran, timeout=120, resources={"metadata": {"path": str(tmp_path / "examples")}}).execute()
+    NotebookClient(ran, timeout=300, resources={"metadata": {"path": str(tmp_path / "examples")}}).execute()
     shape = [[output.output_type for output in outputs(notebook)] for notebook in (kept, ran)]
     assert shape[0] == shape[1]
     assert all(output.get("data", {}).get("text/plain", "something") for output in outputs(ran))
