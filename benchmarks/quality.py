@@ -28,16 +28,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import bm25s
-import ir_measures
 import numpy as np
 import numpy.typing as npt
 import Stemmer
-from ir_measures import Success, nDCG
 from llama_index.core.schema import Document, QueryBundle
 from rich.console import Console
 from rich.table import Table
@@ -52,11 +49,13 @@ from llama_index_colqwen import (
 )
 from llama_index_colqwen.embedders.lexical import WordWeights
 from llama_index_colqwen.embedders.protocol import highest_score
+from llama_index_colqwen.evaluation import Figure, Question, read_questions
+from llama_index_colqwen.evaluation.figures import measure as evaluate_ranking
+from llama_index_colqwen.evaluation.figures import summarise as with_interval
 from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.nodes import page_from_node
 
-MEASURES = {"hit@1": Success @ 1, "hit@5": Success @ 5, "ndcg@5": nDCG @ 5}
-RESAMPLES = 10_000
+MEASURES = ("hit@1", "hit@5", "ndcg@5")
 FOREIGN = Path(__file__).with_name("foreign_questions.txt")
 CUTOFFS = (0.2, 0.25, 0.3, 0.35, 0.4)
 
@@ -73,24 +72,8 @@ Run = dict[str, dict[str, float]]
 Values = dict[str, dict[str, npt.NDArray[np.float64]]]
 """Scope -> measure -> a value a question."""
 
-Figures = dict[str, dict[str, tuple[float, float, float]]]
+Figures = dict[str, dict[str, Figure]]
 """Scope -> measure -> mean, and the ends of its confidence interval."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and where it is answered."""
-
-    id: str
-    query: str
-    pdf: str
-    pages: tuple[int, ...]
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read a JSON object a line."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [Question(str(number), row["query"], row["pdf"], tuple(row["pages"])) for number, row in enumerate(rows)]
 
 
 def page_key(pdf: str, page_number: int) -> str:
@@ -179,7 +162,7 @@ def page_key_of(document: Document) -> str:
 
 def values(run: Run, questions: Sequence[Question]) -> Values:
     """Measure a run over the corpus and within the questions' documents."""
-    judged = {q.id: {page_key(q.pdf, number): 1 for number in q.pages} for q in questions}
+    judged = {q.id: {page_key(q.pdf, number) for number in q.pages} for q in questions}
     pdf_of = {q.id: q.pdf for q in questions}
     within = {
         id_: {key: score for key, score in scores.items() if key.rsplit("#", 1)[0] == pdf_of[id_]}
@@ -188,19 +171,10 @@ def values(run: Run, questions: Sequence[Question]) -> Values:
     return {"corpus": _values(judged, run), "within": _values(judged, within)}
 
 
-def _values(judged: Mapping[str, Mapping[str, int]], run: Run) -> dict[str, npt.NDArray[np.float64]]:
-    # Equal scores keep the order of the keys, whatever the measuring library does with them.
-    untied = {
-        id_: {key: -float(place) for place, key in enumerate(sorted(scores, key=lambda key: (-scores[key], key)))}
-        for id_, scores in run.items()
-    }
-    found = {}
-    for name, wanted in MEASURES.items():
-        value_of = {metric.query_id: metric.value for metric in ir_measures.iter_calc([wanted], judged, untied)}
-        if value_of.keys() != judged.keys():
-            raise RuntimeError(f"{len(judged)} questions were asked, {len(value_of)} measured.")
-        found[name] = np.array([value_of[id_] for id_ in judged])
-    return found
+def _values(judged: Mapping[str, set[str]], run: Run) -> dict[str, npt.NDArray[np.float64]]:
+    ranked = {id_: sorted(scores, key=lambda key: (-scores[key], key)) for id_, scores in run.items()}
+    found = evaluate_ranking(judged, ranked, MEASURES)
+    return {name: np.array([of[id_] for id_ in judged]) for name, of in found.items()}
 
 
 def measure(run: Run, questions: Sequence[Question]) -> Figures:
@@ -211,14 +185,8 @@ def measure(run: Run, questions: Sequence[Question]) -> Figures:
 def summarise(measured: Values) -> Figures:
     """Return means and intervals."""
     return {
-        scope: {name: _with_interval(some) for name, some in measures.items()} for scope, measures in measured.items()
+        scope: {name: with_interval(some) for name, some in measures.items()} for scope, measures in measured.items()
     }
-
-
-def _with_interval(some: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    samples = np.random.default_rng(0).choice(some, (RESAMPLES, len(some))).mean(axis=1)
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return float(some.mean()), float(low), float(high)
 
 
 def differences(ours: Values, others: Values) -> Figures:
@@ -284,15 +252,14 @@ def show(figures: Mapping[str, Figures]) -> None:
     table = Table("Method", "Scope", *MEASURES)
     for method, scopes in figures.items():
         for scope, measures in scopes.items():
-            cells = [f"{mean:.3f} [{low:.2f}, {high:.2f}]" for mean, low, high in measures.values()]
-            table.add_row(method, scope, *(cell.replace("[", "\\[") for cell in cells))
+            table.add_row(method, scope, *(str(figure).replace("[", "\\[") for figure in measures.values()))
     Console(width=110).print(table)
 
 
 def means(figures: Figures) -> dict[str, dict[str, float]]:
     """Keep only the means, rounded, for the JSON line."""
     return {
-        scope: {name: round(values[0], 4) for name, values in measures.items()} for scope, measures in figures.items()
+        scope: {name: round(figure.mean, 4) for name, figure in measures.items()} for scope, measures in figures.items()
     }
 
 

@@ -198,7 +198,7 @@ def test_quality_measures_count_by_hand() -> None:
         "a": {"x#00001": 1.0, "x#00002": 3.0, "x#00003": 2.0, "y#00001": 9.0},
         "b": {"x#00001": 1.0, "x#00002": 1.0, "x#00003": 1.0, "y#00001": 1.0},
     }
-    figures = {scope: {k: v[0] for k, v in m.items()} for scope, m in names["measure"](run, questions).items()}
+    figures = {scope: {k: v.mean for k, v in m.items()} for scope, m in names["measure"](run, questions).items()}
     # a: y1 x2 x3 x1, relevant at ranks 3 and 4; b: ties in order of file and page, relevant at rank 4
     ideal = 1 + 1 / 1.584963
     assert figures["corpus"]["hit@1"] == 0

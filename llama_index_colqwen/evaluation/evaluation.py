@@ -168,11 +168,11 @@ def evaluate(
             by_words = None
 
     values = measure(right, _ids(found), measures)
-    figures = {str(mode): {name: summarise(some) for name, some in values.items()}}
+    figures = {str(mode): {name: summarise(some.values()) for name, some in values.items()}}
     if by_words is not None:
         beside = measure(right, _ids(found_by_words), measures)
-        figures["bm25"] = {name: summarise(some) for name, some in beside.items()}
-        figures["difference"] = {name: summarise(_minus(values, beside, name)) for name in measures}
+        figures["bm25"] = {name: summarise(some.values()) for name, some in beside.items()}
+        figures["difference"] = {name: summarise(_minus(values, beside, name).values()) for name in measures}
     nodes = _nodes(index, {page for pages in right.values() for page in pages})
     answers = [
         Answer(

@@ -6,7 +6,7 @@ Knows nothing of indexes or questions' words. The measures are trec_eval's, comp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,9 @@ def measure(right: Mapping[str, set[str]], found: Mapping[str, Sequence[str]], m
     }
 
 
-def summarise(values: Mapping[str, float]) -> Figure:
+def summarise(values: Iterable[float]) -> Figure:
     """Return the mean of questions' values, and its interval."""
-    some = np.array(list(values.values()))
+    some = np.array(list(values))
     samples = np.random.default_rng(0).choice(some, (_RESAMPLES, len(some))).mean(axis=1)
     low, high = np.percentile(samples, [2.5, 97.5])
     return Figure(float(some.mean()), float(low), float(high))

@@ -39,9 +39,9 @@ def test_a_measure_that_is_none_is_refused(name: str) -> None:
 
 
 def test_intervals_are_those_of_the_mean() -> None:
-    assert summarise({"a": 0.5, "b": 0.5}) == Figure(0.5, 0.5, 0.5)
+    assert summarise({"a": 0.5, "b": 0.5}.values()) == Figure(0.5, 0.5, 0.5)
     # 100 answers, half of them right: the mean's standard error is .05, and 1.96 of them are .098.
-    figure = summarise({str(number): float(number % 2) for number in range(100)})
+    figure = summarise({str(number): float(number % 2) for number in range(100)}.values())
     assert figure.mean == 0.5
     assert figure.low == pytest.approx(0.402, abs=0.02)
     assert figure.high == pytest.approx(0.598, abs=0.02)
