@@ -7,10 +7,10 @@ Two services are started on loopback, each a process with the model and one torc
 clients ask for together, and one whose batches are of one. They are asked in turns by clients in this process, on a
 connection each (by aiohttp, which takes little of the processor from the service): a client sends a text, or a page,
 reads the answer, and sends the next. Latencies are the clients', medians over the rounds. Then the pages of
-examples/pdfs are embedded one at a time, alternately in process and by the batching service through `EndpointEmbedder`:
-"overhead" is the ratio of the medians, less one. The default model is a ColQwen2 of 200,000 parameters with random
-weights, built in place: the less the model computes, the more the service shows. Prints tables and, last, one JSON
-line.
+examples/pdfs are embedded one at a time, in turns in process and by the batching service through `EndpointEmbedder`, as
+itself and at /pooling: "overhead" is the ratio of the first two medians, less one. The default model is a ColQwen2 of
+200,000 parameters with random weights, built in place: the less the model computes, the more the service shows. Prints
+tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -206,22 +206,28 @@ def batched(url: str, kind: str) -> tuple[float, float]:
 
 
 def measure_overhead(url: str, pages: Sequence[Page], options: argparse.Namespace) -> dict[str, float]:
-    """Embed pages one at a time, alternately in process and by the service."""
+    """Embed pages one at a time, in turns in process, by the service, and by it as if it were a vLLM server."""
     here: list[float] = []
     there: list[float] = []
+    pooled: list[float] = []
     embedder = make_embedder(options)
     chosen = [pages[number % len(pages)] for number in range(options.pages)]
-    with EndpointEmbedder(url) as remote:
-        for one in (embedder, remote):
+    with EndpointEmbedder(url) as remote, EndpointEmbedder(url, api="pooling") as pooling:
+        for one in (embedder, remote, pooling):
             one.embed_pages(chosen[:1])
         for _ in range(options.rounds):
             for page in chosen:
-                for one, times in ((embedder, here), (remote, there)):
+                for one, times in ((embedder, here), (remote, there), (pooling, pooled)):
                     begun = time.perf_counter()
                     one.embed_pages([page])
                     times.append((time.perf_counter() - begun) * 1000)
     in_process, served = statistics.median(here), statistics.median(there)
-    return {"in_process_ms": in_process, "served_ms": served, "overhead": served / in_process - 1}
+    return {
+        "in_process_ms": in_process,
+        "served_ms": served,
+        "overhead": served / in_process - 1,
+        "pooling_ms": statistics.median(pooled),
+    }
 
 
 def measure_sizes(url: str, page: Page) -> dict[str, int]:
@@ -245,8 +251,8 @@ def show(loads: Sequence[dict[str, Any]], overhead: dict[str, float], sizes: dic
     out.print(table)
     out.print(
         f"a page, alone: {overhead['in_process_ms']:.1f} ms in process, {overhead['served_ms']:.1f} ms served: "
-        f"{overhead['overhead']:+.1%}; its answer: {sizes['float']:,} bytes as floats, "
-        f"{sizes['base64-float16']:,} as float16"
+        f"{overhead['overhead']:+.1%}, {overhead['pooling_ms']:.1f} ms at /pooling; its answer: "
+        f"{sizes['float']:,} bytes as floats, {sizes['base64-float16']:,} as float16"
     )
 
 

@@ -264,6 +264,7 @@ def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.Capture
     assert text["on"]["items_a_batch"] > 1
     assert line["bytes"]["float"] > 4 * line["bytes"]["base64-float16"]
     assert line["overhead"]["served_ms"] > 0
+    assert line["overhead"]["pooling_ms"] > 0
 
 
 @pytest.mark.slow
