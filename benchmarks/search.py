@@ -245,7 +245,12 @@ class Given:
 
     def __init__(self) -> None:
         """Nothing is given yet."""
-        self.query = np.empty((0, DIM), dtype=np.float32)
+        self._given: list[MultiVector] = []
+
+    def give(self, query: MultiVector) -> str:
+        """Return a text, another each time, whose vectors these are."""
+        self._given.append(query)
+        return str(len(self._given) - 1)
 
     def embed_pages(self, pages: Sequence[Page]) -> list[MultiVector]:
         """Refuse: pages' vectors are stored as they are."""
@@ -253,7 +258,7 @@ class Given:
 
     def embed_queries(self, queries: Sequence[str]) -> list[MultiVector]:
         """Return the vectors that were given."""
-        return [self.query]
+        return [self._given[int(query)] for query in queries]
 
 
 def page_id(number: int) -> str:
@@ -332,8 +337,7 @@ def search_ours(data: Data, arguments: argparse.Namespace) -> Row:
     def search(query: MultiVector, k: int) -> list[int]:
         if k not in retrievers:
             retrievers[k] = ColQwenRetriever(store, embedder, similarity_top_k=k)
-        embedder.query = query
-        return [numbers[hit.node_id] for hit in retrievers[k].retrieve("given")]
+        return [numbers[hit.node_id] for hit in retrievers[k].retrieve(embedder.give(query))]
 
     search(data.queries[0], 10)
     first = time.perf_counter() - started
@@ -357,12 +361,12 @@ def measure_filters(data: Data, store: MilvusPageStore, embedder: Given) -> Row:
     times: dict[str, list[float]] = {"none": [], "one_file": [], "half": []}
     for turn in range(2):  # the first to warm up
         for query, source in zip(data.queries, data.sources, strict=True):
-            embedder.query = query
             filters = {"none": None, "one_file": filtered("file_name", f"{source // 20}.pdf"), "half": half}
             for name, some in filters.items():
                 retriever = ColQwenRetriever(store, embedder, similarity_top_k=10, filters=some)
+                text = embedder.give(query)
                 started = time.process_time()
-                retriever.retrieve("given")
+                retriever.retrieve(text)
                 if turn:
                     times[name].append(time.process_time() - started)
     median = {name: float(np.median(some)) for name, some in times.items()}
@@ -374,8 +378,7 @@ def measure_threads(data: Data, store: MilvusPageStore) -> Row:
 
     def ask(query: MultiVector) -> None:
         embedder = Given()
-        embedder.query = query
-        ColQwenRetriever(store, embedder, similarity_top_k=10).retrieve("given")
+        ColQwenRetriever(store, embedder, similarity_top_k=10).retrieve(embedder.give(query))
 
     times: dict[int, list[float]] = {1: [], 4: []}
     for _ in range(5):

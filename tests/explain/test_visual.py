@@ -89,7 +89,7 @@ def explained(index: ColQwenIndex, planted: Planted, size: tuple[int, int]) -> l
         change = np.linalg.norm(stored.vectors[patches] - before.vectors[patches], axis=1)
         planted.query = stored.vectors[patches][[change.argmax()]]
         [node] = [node for node in index.nodes() if node.node_id == name]
-        found.append((index.explain("the block", node), block))
+        found.append((index.explain(f"the block of {name}", node), block))
     return found
 
 
