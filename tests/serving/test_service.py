@@ -545,12 +545,12 @@ def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images
         with ThreadPoolExecutor(1) as clients:
             headers = {"Authorization": "Bearer s3cret"}
             request = clients.submit(
-                httpx.post, url, json={"image": [encode(images[0])] * 64}, headers=headers, timeout=60
+                httpx.post, url, json={"image": [encode(images[0])] * 16}, headers=headers, timeout=60
             )
             metrics = f"{url}/metrics"
             wait_for(lambda: re.search(r"colqwen_queue_items [1-9]", httpx.get(metrics, headers=headers).text))
             process.send_signal(signal.SIGTERM)
-            assert len(request.result().json()["image"]) == 64
+            assert len(request.result().json()["image"]) == 16
         rest = process.stderr.read()
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
     assert "Traceback" not in rest
