@@ -113,6 +113,15 @@ def test_python_of_the_documentation_runs_as_it_stands(
     assert re.search(r"\d images \['3'", output)
 
 
+def test_the_open_model_of_the_readme_can_be_made_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("llama_index.llms.openai_like", reason="the [ask] extra is not installed")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    [made] = re.findall(r"`(OpenAILike\(.*\))`", (ROOT / "README.md").read_text("utf-8"))
+    llm = eval(made, {"OpenAILike": models.OpenAILike})
+    assert llm._get_client() is not None
+    assert (llm.metadata.is_chat_model, llm.metadata.context_window) == (True, 32_000)
+
+
 def test_links_to_files_of_the_repository_lead_somewhere() -> None:
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
