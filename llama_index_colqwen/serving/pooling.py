@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from llama_index_colqwen.embedders.remote.pooling import Pooling, PoolingRequest
+from llama_index_colqwen.errors import MissingDependencyError
 from llama_index_colqwen.serving.refusals import REFUSALS, Refusal, request_body
-from llama_index_colqwen.serving.service import Service
+
+try:
+    from fastapi import APIRouter, Request, Response
+
+    from llama_index_colqwen.serving.service import Service
+except ImportError as error:
+    raise MissingDependencyError("Serving a model needs FastAPI and prometheus-client", "server") from error
 
 __all__ = ["pooling_routes"]
 

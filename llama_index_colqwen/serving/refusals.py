@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
-from starlette.requests import Request
 
 from llama_index_colqwen.embedders.remote.contract import Fault
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 __all__ = ["REFUSALS", "Refusal", "refusal", "request_body"]
 
