@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from llama_index_colqwen.errors import InvalidOptionError
-from llama_index_colqwen.pages import PageImage
+from llama_index_colqwen.errors import InvalidOptionError, UnreadableDocumentError
+from llama_index_colqwen.pages import Page, PageImage
 
-__all__ = ["encode_image", "fit_size", "image_sha256", "to_rgb", "write_atomically", "write_page_image"]
+__all__ = ["encode_image", "fit_size", "image_sha256", "thumbnail", "to_rgb", "write_atomically", "write_page_image"]
 
 # JPEG's limit is 65,535; libjpeg's is a little below.
 _MAX_SIDE = 65_500
@@ -59,6 +59,22 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+
+
+def thumbnail(page: Page, side: int) -> Image.Image:
+    """Return a page's image as a viewer shows it, RGB, at most `side` pixels wide and high.
+
+    Raises:
+        DocumentNotFoundError: If the image file is gone.
+        UnreadableDocumentError: If it is no image.
+    """
+    with page.open_image() as opened:
+        try:
+            image = to_rgb(opened)
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
+            raise UnreadableDocumentError(f"The image of {page} cannot be read: {error}.") from error
+    image.thumbnail((side, side))
+    return image
 
 
 def _scalable(image: Image.Image) -> Image.Image:

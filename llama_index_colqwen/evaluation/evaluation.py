@@ -5,7 +5,6 @@ Knows nothing of files or commands.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from llama_index_colqwen.evaluation.questions import Question, read_questions
 from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import PageNode, PageWithScore, caption
 from llama_index_colqwen.retriever import ColQwenRetriever, Mode, node_to_show
+from llama_index_colqwen.text_tables import as_text
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -94,12 +94,9 @@ class Evaluation:
     def __str__(self) -> str:
         """Return the figures, and a line a question."""
         from rich.box import SIMPLE
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        # In a notebook, rich would display what it prints, instead of returning it.
-        console = Console(file=io.StringIO(), width=_WIDTH, force_jupyter=False, force_terminal=False)
         figures = Table("", *self.means, box=SIMPLE)
         for way, row in self.figures.items():
             figures.add_row(way, *(Text(str(figure)) for figure in row.values()))
@@ -114,9 +111,7 @@ class Evaluation:
                 Text(f"{asked.pdf}, {', '.join(map(str, asked.pages))}"),
                 Text("" if answer.rank == 1 else "-" if first is None else caption(first)),
             )
-        with console.capture() as captured:
-            console.print(Text(self.title), figures, questions)
-        return captured.get().rstrip()
+        return as_text(Text(self.title), figures, questions, width=_WIDTH)
 
     @property
     def title(self) -> str:

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from PIL import Image
-
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.evaluation.answer import Answer
 from llama_index_colqwen.evaluation.figures import Figure
 from llama_index_colqwen.explain.html import data_uri
-from llama_index_colqwen.images import to_rgb
+from llama_index_colqwen.images import thumbnail
 from llama_index_colqwen.nodes import PageNode, caption, page_from_node
 
 __all__ = ["html_page", "html_table", "write_html"]
@@ -86,7 +84,7 @@ class _Pictures:
         if page.node_id not in self._names:
             self._names[page.node_id] = name = f"p{len(self._names)}"
             try:
-                image = _thumbnail(page)
+                image = thumbnail(page_from_node(page), _SIDE)
             except (DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError):
                 self.style += f'.{name}::after{{content:"The picture is gone."}}'  # the page is named beneath
             else:
@@ -121,16 +119,6 @@ def _figure(name: str, page: PageNode, said: str, is_right: bool) -> str:
         f'<figure{" class=right" * is_right}><div class="picture {name}" role="img" aria-label="{label}"></div>'
         f"<figcaption><b>{'right page, ' * is_right}{said}</b> {label}</figcaption></figure>"
     )
-
-
-def _thumbnail(page: PageNode) -> Image.Image:
-    with page_from_node(page).open_image() as opened:
-        try:
-            image = to_rgb(opened)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
-            raise UnreadableDocumentError(f"The image of {caption(page)} cannot be read: {error}.") from error
-    image.thumbnail((_SIDE, _SIDE))
-    return image
 
 
 _STYLE = """

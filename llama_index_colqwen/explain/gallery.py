@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -13,8 +12,9 @@ from PIL import Image
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, UnreadableDocumentError
 from llama_index_colqwen.explain.explanation import Explanation
 from llama_index_colqwen.explain.html import data_uri
-from llama_index_colqwen.images import to_rgb
+from llama_index_colqwen.images import thumbnail
 from llama_index_colqwen.nodes import caption, page_from_node
+from llama_index_colqwen.text_tables import as_text
 
 __all__ = ["PageGallery", "show_pages"]
 
@@ -37,18 +37,13 @@ class PageGallery:
 
     def __repr__(self) -> str:
         """Return a table: rank, score, page, and for explained pages the words that matched."""
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table("Rank", "Score", "Page", "Matched")
         for rank, page in enumerate(self.pages, start=1):
             table.add_row(str(rank), _score(page), Text(_title(page)), Text(_matched(page)))
-        # In a notebook, rich would display what it prints, instead of returning it.
-        console = Console(file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False)
-        with console.capture() as captured:
-            console.print(table if self.pages else "No pages.")
-        return captured.get().rstrip()
+        return as_text(table if self.pages else "No pages.", width=100)
 
 
 def show_pages(pages: Iterable[NodeWithScore | Explanation]) -> PageGallery:
@@ -83,14 +78,9 @@ def _figure(page: NodeWithScore | Explanation) -> str:
 def _picture(page: NodeWithScore | Explanation) -> Image.Image:
     if isinstance(page, Explanation):
         image = page.to_image()
-    else:
-        with page_from_node(page.node).open_image() as opened:
-            try:
-                image = to_rgb(opened)
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises over broken images
-                raise UnreadableDocumentError(f"The image of {_title(page)} cannot be read: {error}.") from error
-    image.thumbnail((_SIDE, _SIDE))
-    return image
+        image.thumbnail((_SIDE, _SIDE))
+        return image
+    return thumbnail(page_from_node(page.node), _SIDE)
 
 
 def _title(page: NodeWithScore | Explanation) -> str:

@@ -6,7 +6,6 @@ Knows nothing of how pages are embedded, nor of files of questions.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from llama_index_colqwen.reading import ocr as ocr_reading
 from llama_index_colqwen.reading.reader import PDFPageReader
 from llama_index_colqwen.retriever import Mode
 from llama_index_colqwen.store.page_store import MilvusPageStore
+from llama_index_colqwen.text_tables import as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -229,19 +229,14 @@ class BenchmarkScores:
     def __str__(self) -> str:
         """Return a line a task."""
         from rich.box import SIMPLE
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table("", *self.means, box=SIMPLE)
         for row in self._rows():
             table.add_row(*map(Text, row))
-        console = Console(file=io.StringIO(), width=120)
-        with console.capture() as captured:
-            console.print(Text(self.title), table)
-            if self.left_out:
-                console.print(Text(f"Not public, and left out: {', '.join(self.left_out)}."))
-        return captured.get().rstrip()
+        left_out = [Text(f"Not public, and left out: {', '.join(self.left_out)}.")] if self.left_out else []
+        return as_text(Text(self.title), table, *left_out, width=120)
 
     def _rows(self) -> list[list[str]]:
         rows = {**self.scores, "mean": self.means}
