@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.extras import LOAD_TORCH
+
 # huggingface_hub reads it when it is imported: no test asks the hub, but the one that tests make themselves.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -49,6 +51,11 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             parser.addoption(option, help="(pytest-xdist is left out)")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what loads torch: then it is in the share of one process of pytest-xdist, or two, and not of all."""
+    items.sort(key=lambda item: not any(mark in LOAD_TORCH for mark in item.iter_markers("skipif")))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the cache of whoever runs the tests alone."""
@@ -80,7 +87,6 @@ def run_python() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the folder of a tiny real model, or of a LoRA adapter of it; made once, so copy it before changing it."""
-    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     from tests.checkpoints import build_adapter, build_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")

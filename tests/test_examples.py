@@ -22,6 +22,7 @@ from llama_index_colqwen.embedders.lexical import WordWeights
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.reading import ocr
 from tests.checkpoints import keep_in_cache
+from tests.extras import needs_colqwen
 from tests.fakes import unit_rows
 from tests.recording_llm import SeeingLLM
 from tests.test_index import make_document
@@ -246,9 +247,9 @@ def test_text_benchmark_counts_words_by_hand() -> None:
     assert names["figures"]([]) == {"pages": 0, "words": 0, "recall": None, "more": None}
 
 
+@needs_colqwen
 @pytest.mark.slow
 def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]
     assert main(["--pages", "5", "--rounds", "1", "--stage-rounds", "2", "--batch", "1", "2", "--pretend-ms", "5"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -259,9 +260,9 @@ def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[s
         assert run["ratio"] == pytest.approx(run["pages_s"] / run["colpali_engine_pages_s"])
 
 
+@needs_colqwen
 @pytest.mark.slow
 def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     pytest.importorskip("fastapi", reason="the [server] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "serving.py"))["main"]
     with threads_of_torch_kept():
@@ -276,9 +277,9 @@ def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.Capture
     assert line["overhead"]["pooling_ms"] > 0
 
 
+@needs_colqwen
 @pytest.mark.slow
 def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "pooling.py"))["main"]
     with threads_of_torch_kept():
         assert main(["--pages", "4", "--queries", "6"]) == 0

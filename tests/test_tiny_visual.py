@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from llama_index_colqwen import ColQwenEmbedder, ColQwenIndex
+from tests.extras import needs_colqwen
 from tests.test_examples import threads_of_torch_kept
 from tests.test_index import make_document
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [needs_colqwen, pytest.mark.slow]
 
 FOLDER = Path(__file__).parents[1] / "examples" / "tiny_visual"
 SEED = 7  # of pages that neither training nor the measurements on the card have seen

@@ -16,8 +16,9 @@ from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS
 from tests.chat_endpoint import ChatEndpoint, chat_endpoint, image_size
 from tests.cli.commands import ROOT, run
 from tests.documents import write_text_pdf
+from tests.extras import needs_openai
 
-pytest.importorskip("llama_index.llms.openai_like")
+pytestmark = needs_openai
 
 QUESTION = "Which sensor drifted least in the salt-spray test?"
 

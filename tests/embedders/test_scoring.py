@@ -16,9 +16,11 @@ from llama_index_colqwen.embedders import scoring
 from llama_index_colqwen.embedders.scoring import maxsim_on_device
 from llama_index_colqwen.late_interaction.maxsim import maxsim_scores
 from llama_index_colqwen.late_interaction.multivectors import EncodedVectors, encode_vectors
+from tests.extras import needs_colqwen, torch
 from tests.fakes import unit_rows
 
-torch: Any = pytest.importorskip("torch")
+pytestmark = needs_colqwen
+
 
 LENGTHS = [1, 700, 13, 13, 2, 300]
 

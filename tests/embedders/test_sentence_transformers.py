@@ -28,8 +28,11 @@ from llama_index_colqwen import (
     resolve_embedder,
 )
 from llama_index_colqwen.late_interaction.maxsim import maxsim
+from tests.extras import needs_sentence_transformers
 from tests.fakes import make_page
 from tests.forks import in_fork, needs_fork
+
+pytestmark = needs_sentence_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +107,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare: a backbone that was never trained for late interaction.
     text: a ColBERT, which sees no images.
     """
-    pytest.importorskip("sentence_transformers", minversion="6")
     import torch
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -338,6 +340,5 @@ def test_model_that_is_not_there_is_an_error_with_its_name(models: Path) -> None
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"batch_size": 0}, {"pool_factor": 0}])
 def test_options_that_mean_nothing_are_refused_before_anything_is_loaded(options: dict[str, Any]) -> None:
-    pytest.importorskip("torch")
     with pytest.raises(InvalidOptionError, match=next(iter(options))):
         SentenceTransformersEmbedder("nowhere", **options)

@@ -15,8 +15,10 @@ from PIL import Image
 
 from llama_index_colqwen import ColQwenEmbedder, ColQwenIndex, EmbedderFingerprint, Explanation, MultiVector, Page
 from llama_index_colqwen.explain.similarities import Box
+from tests.extras import needs_colqwen
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+pytestmark = needs_colqwen
+
 
 QUERY = "Which page has the revenue, naïve?"
 

@@ -5,7 +5,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from math import log2
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,12 +25,9 @@ from llama_index_colqwen.pages import WordBox
 from llama_index_colqwen.reading import ocr
 from tests.cli.commands import run
 from tests.documents import encode
+from tests.extras import needs_mteb
 
-# Importing it takes seconds, so that it is imported by those who run these tests, and not by those who list them.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("mteb") is None, reason="the [evaluate] extra is not installed"),
-]
+pytestmark = [needs_mteb, pytest.mark.slow]
 
 TaskType: TypeAlias = Callable[..., Any]
 """A class of mteb's, or what makes one."""

@@ -21,10 +21,12 @@ from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
 from tests.bad_images import BAD_IMAGES
 from tests.checkpoints import keep_in_cache
+from tests.extras import needs_colqwen
 from tests.forks import in_fork, needs_fork
 from tests.services import Json
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
+pytestmark = needs_colqwen
+
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf"

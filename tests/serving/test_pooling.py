@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 pytest.importorskip("fastapi", reason="the [server] extra is not installed")
 
 from llama_index_colqwen import ColQwenEmbedder, ColQwenIndex, MultiVector, PDFPageReader
 from llama_index_colqwen.embedders.remote.contract import Limits
 from llama_index_colqwen.late_interaction.maxsim import maxsim
 from llama_index_colqwen.nodes import page_from_node
+from tests.extras import needs_colqwen
 from tests.services import Json, serve
+
+pytestmark = needs_colqwen
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "pdfs" / "tidal-sensors-paper.pdf"
 QUERIES = ["total revenue of the third quarter?", "who signed it?"]

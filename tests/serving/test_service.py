@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 pytest.importorskip("fastapi", reason="the [server] extra is not installed")
 
 from llama_index_colqwen import ColQwenEmbedder, InvalidOptionError, MultiVector, Page, PDFPageReader
@@ -35,7 +34,10 @@ from llama_index_colqwen.serving.app import Batching
 from llama_index_colqwen.serving.server import bind
 from tests.bad_images import BAD_IMAGES
 from tests.conftest import at_most
+from tests.extras import needs_colqwen
 from tests.services import Json, serve, wait_for
+
+pytestmark = needs_colqwen
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf"

@@ -145,31 +145,40 @@ def test_many_that_make_a_collection_at_once_share_it(make_store: Callable[..., 
     assert [page.page_id for page in everything(store)] == [f"{n}-{p}" for n in range(4) for p in range(3)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("server", ["lite_server", "milvus_server"])
-def test_many_processes_that_make_a_collection_at_once_share_it(
-    request: pytest.FixtureRequest, server: str, tmp_path: Path
-) -> None:
-    uri, name = request.getfixturevalue(server), f"race_{uuid.uuid4().hex[:8]}"
-    code = f"""
-import os, sys, time
+# The processes are forked from one: to import all of this takes longer than to write.
+RACE = """
+import multiprocessing, sys
 from llama_index_colqwen import MilvusPageStore
 from tests.fakes import make_page, unit_rows
 from tests.store.test_page_store import FINGERPRINT
-store = MilvusPageStore({uri!r}, collection_name={name!r}, cache_dir=sys.argv[1])
-store._connection.client
-open(f"{{sys.argv[1]}}-{{os.getpid()}}.ready", "w").close()
-while not os.path.exists(sys.argv[1] + ".go"):
-    time.sleep(0.01)
-store.open(FINGERPRINT)
-for page in range(3):
-    store.add([make_page(f"{{os.getpid()}}-{{page}}")], [unit_rows(page, 3)])
+
+def write(number):
+    store = MilvusPageStore(sys.argv[1], collection_name=sys.argv[2], cache_dir=sys.argv[3])
+    store._connection.client  # connected beforehand, so that they meet
+    together.wait(60)
+    store.open(FINGERPRINT)
+    for page in range(3):
+        store.add([make_page(f"{number}-{page}")], [unit_rows(page, 3)])
+
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(4)
+writers = [fork.Process(target=write, args=(number,)) for number in range(4)]
+for writer in writers:
+    writer.start()
+for writer in writers:
+    writer.join(100)
+print(*(writer.exitcode for writer in writers))
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "writer")]
-    writers = [subprocess.Popen(command) for _ in range(4)]
-    wait_for(lambda: len(list(tmp_path.glob("*.ready"))) == 4, seconds=90)
-    (tmp_path / "writer.go").touch()
-    assert [writer.wait(120) for writer in writers] == [0, 0, 0, 0]
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["lite_server", "milvus_server"])
+def test_many_processes_that_make_a_collection_at_once_share_it(
+    request: pytest.FixtureRequest, server: str, tmp_path: Path, run_python: Callable[..., str]
+) -> None:
+    uri, name = request.getfixturevalue(server), f"race_{uuid.uuid4().hex[:8]}"
+    assert run_python(RACE, uri, name, tmp_path / "writer").split() == ["0"] * 4
     with MilvusPageStore(uri, collection_name=name, cache_dir=tmp_path / "cache") as store:
         wait_for(lambda: store.count() == len(everything(store)) == 12)  # by others: seen a moment later
         store.clear()

@@ -24,10 +24,11 @@ from llama_index_colqwen import (
 from llama_index_colqwen.embedders.colqwen.checkpoints import load_model
 from llama_index_colqwen.embedders.colqwen.models import Attention
 from tests.documents import encode
+from tests.extras import needs_colqwen, torch
 from tests.fakes import make_page
 
-torch: Any = pytest.importorskip("torch")
-pytest.importorskip("colpali_engine")
+pytestmark = needs_colqwen
+
 
 Checkpoint = Callable[..., Path]
 

@@ -31,10 +31,11 @@ from llama_index_colqwen.embedders.colqwen.families import FAMILIES
 from llama_index_colqwen.embedders.hub import locate
 from llama_index_colqwen.errors import IncompleteWeightsError, ModelError, ModelNotFoundError
 from tests.checkpoints import ARCHITECTURES, build_adapter, build_checkpoint
+from tests.extras import needs_colqwen
 from tests.fakes import make_page
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("colpali_engine") is None, reason="the [colqwen] extra is not installed"),
+    needs_colqwen,
     # colpali-engine's own way into ColPali makes numpy arrays of tensors, which torch does not do as numpy 2 asks for.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]

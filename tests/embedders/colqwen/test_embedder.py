@@ -46,14 +46,15 @@ from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from llama_index_colqwen.nodes import page_from_node
 from tests.checkpoints import ARCHITECTURES
 from tests.documents import encode, write_huge_png
+from tests.extras import needs_colqwen, torch
 from tests.fakes import make_page
 from tests.forks import in_fork, needs_fork
 
-torch: Any = pytest.importorskip("torch")
-pytest.importorskip("colpali_engine")
-
 # colpali-engine's own way into ColPali makes numpy arrays of tensors, which torch does not do as numpy 2 asks for.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = [
+    needs_colqwen,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
 
 Embedders: TypeAlias = Callable[..., ColQwenEmbedder]
 

@@ -20,10 +20,11 @@ from llama_index_colqwen.embedders.devices import dispatch
 from llama_index_colqwen.errors import ModelNotFoundError
 from tests.checkpoints import keep_in_cache
 from tests.documents import encode
+from tests.extras import needs_colqwen, torch
 from tests.fakes import make_page
 
-torch: Any = pytest.importorskip("torch")
-pytest.importorskip("colpali_engine")
+pytestmark = needs_colqwen
+
 
 Checkpoint = Callable[..., Path]
 

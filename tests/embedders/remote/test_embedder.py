@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 pytest.importorskip("fastapi", reason="the [server] extra is not installed")
 
 from llama_index_colqwen import (
@@ -41,8 +40,11 @@ from llama_index_colqwen.late_interaction.multivectors import PageVectors
 from llama_index_colqwen.nodes import page_from_node
 from llama_index_colqwen.serving.app import Batching
 from tests.bad_images import BAD_IMAGES
+from tests.extras import needs_colqwen
 from tests.forks import in_fork, needs_fork
 from tests.services import Answer, Json, answer_with, serve, wait_for
+
+pytestmark = needs_colqwen
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "examples" / "pdfs" / "tidal-sensors-paper.pdf"

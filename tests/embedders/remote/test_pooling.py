@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
 pytest.importorskip("fastapi", reason="the [server] extra is not installed")
 
 from llama_index_colqwen import (
@@ -27,8 +26,11 @@ from llama_index_colqwen import (
 )
 from llama_index_colqwen.embedders.remote.contract import Limits
 from llama_index_colqwen.nodes import page_from_node
+from tests.extras import needs_colqwen
 from tests.forks import in_fork, needs_fork
 from tests.services import Answer, Json, answer_with, serve
+
+pytestmark = needs_colqwen
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "pdfs" / "tidal-sensors-paper.pdf"
 QUERIES = ["total revenue of the third quarter?", "who signed it?"]
