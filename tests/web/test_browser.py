@@ -167,7 +167,8 @@ def test_a_file_is_added_with_progress_and_a_bad_one_is_told(browser: Browser, a
     browser.one("#files li")
     browser.run(
         """window.seen = [];
-        const note = () => seen.push(...[...document.querySelectorAll("#uploads progress")].map((bar) => bar.value));
+        const bars = () => [...document.querySelectorAll("#uploads progress[aria-label*=otters]")];
+        const note = () => seen.push(...bars().map((bar) => bar.value));
         new MutationObserver(note).observe(document.querySelector("#uploads"), {childList: true});"""
     )
     browser.driver.find_element("css selector", "#choose").send_keys(f"{good}\n{bad}\n{large}")
