@@ -54,27 +54,44 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # and so none is written into the home folder
 
 
+# In a process of its own: Ray forks to start its own, and gRPC, which Milvus's client uses, cannot always be forked.
+CLUSTER = """
+import logging, sys, ray
+ray.init(
+    "local",
+    num_cpus=2,
+    include_dashboard=False,
+    log_to_driver=False,
+    logging_level=logging.ERROR,
+    object_store_memory=200 << 20,
+    _temp_dir=sys.argv[1],
+)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a cluster of two CPUs that is this process's own, and that it is connected to."""
     ray = pytest.importorskip("ray", reason="the [ray] extra is not installed")
     folder = tempfile.mkdtemp(prefix="ray-")  # Unix sockets have short paths only
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=200 << 20,
-            _temp_dir=folder,
-        )
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-c", CLUSTER, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with at_most(60, process):
+                assert process.stdout is not None
+                address = process.stdout.readline().strip()
+            assert address, "no cluster was started"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            yield address
+        finally:
+            ray.shutdown()
+            process.communicate(timeout=60)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def some_pages(number: int) -> list[Page]:
