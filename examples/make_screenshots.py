@@ -2,7 +2,7 @@
 
     python examples/make_screenshots.py
 
-Needs chromium, and the extra `[server]`. OCR, where it is installed, reads the scanned sample, too.
+Needs chromium, and the extra `[ui]`. OCR, where it is installed, reads the scanned sample, too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def _find(name: str, store: MilvusPageStore) -> tuple[list[str], list[str]]:
     """
     from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-    path = str(Path(name).expanduser().resolve())
+    path = str(Path(os.path.expanduser(name)).resolve())
     of_file = [
         MetadataFilter(key="file_name", value=name),
         MetadataFilter(key="file_path", value=[name, path], operator=FilterOperator.IN),

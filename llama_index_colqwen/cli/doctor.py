@@ -89,7 +89,8 @@ def examine(uri: str | None = None, token: str | None = None) -> Iterator[Findin
     yield _extra("langchain", "langchain-core")
     yield _extra("mcp", "mcp")
     yield _extra("ray", "ray")
-    yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client", "uvicorn")
+    yield _extra("server", "fastapi", "fastapi-offline", "prometheus-client")
+    yield _extra("ui", "starlette", "uvicorn")
     if find_spec("torch") is not None:
         yield _try("Devices", _devices, "reinstall torch and torchvision together: pip install -U torch torchvision")
 

@@ -6,6 +6,7 @@ Knows nothing of indexes or measures.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_questions(path: str | Path) -> list[Question]:
         UnreadableDocumentError: If it is no text, or has no questions.
         InvalidOptionError: If a line is no question, or two questions have one id.
     """  # noqa: D205
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ Knows nothing of how pages are embedded, nor of files of questions.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class ColQwenSearch:
             raise InvalidOptionError(f"mode is one of {', '.join(get_args(Mode))}; got {mode!r}.")
         _load_mteb()
         self.embedder = resolve_embedder(embedder)
-        self.folder, self.mode = Path(folder).expanduser(), mode
+        self.folder, self.mode = Path(os.path.expanduser(folder)), mode
         words = mode != "visual" or isinstance(self.embedder, LexicalEmbedder)
         self.ocr = PDFPageReader(ocr=cast("Ocr", ocr or ("auto" if words else "never"))).ocr
         self._index: ColQwenIndex | None = None

@@ -16,7 +16,7 @@ try:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
-    raise MissingDependencyError("Serving a model needs uvicorn", "server") from error
+    raise MissingDependencyError("Serving needs uvicorn", "ui") from error
 
 __all__ = ["bind", "make_server"]
 

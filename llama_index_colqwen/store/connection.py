@@ -56,7 +56,7 @@ def normalise_uri(uri: str | Path) -> str:
         raise InvalidOptionError(
             f"uri is a path ending in .db, or a server's address such as http://localhost:19530; got {text!r}."
         )
-    return str(Path(text).expanduser().resolve())
+    return str(Path(os.path.expanduser(text)).resolve())
 
 
 def split_credentials(uri: str) -> tuple[str, str | None]:

@@ -186,7 +186,7 @@ class MilvusPageStore:
         self._connection = MilvusConnection(self.uri, token, collection_name)
         self._cache_dir = self._choose_cache_dir(cache_dir)
         beside = Path(self.uri).with_suffix(".images") if self.is_local else None
-        self.image_dir = beside if image_dir is None else Path(image_dir).expanduser().absolute()
+        self.image_dir = beside if image_dir is None else Path(os.path.expanduser(image_dir)).absolute()
         self._pages = MilvusTable(self._connection, collection_name, "page_id")
         self._lock = Lock()
         self._opened: _Opened | None = None
@@ -829,7 +829,7 @@ class MilvusPageStore:
             return Path(self.uri).with_suffix(".cache")
         from platformdirs import user_cache_path
 
-        base = user_cache_path("llama-index-colqwen") if given is None else Path(given).expanduser().resolve()
+        base = user_cache_path("llama-index-colqwen") if given is None else Path(os.path.expanduser(given)).resolve()
         return base / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
 
     def _is_lite(self) -> bool:

@@ -47,7 +47,7 @@ try:
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 except ImportError as error:
-    raise MissingDependencyError("The page needs Starlette", "server") from error
+    raise MissingDependencyError("The page needs Starlette", "ui") from error
 
 __all__ = ["MAX_UPLOAD_BYTES", "create_app"]
 
@@ -83,7 +83,7 @@ def create_app(
         max_upload_bytes: How large a file may be.
 
     Raises:
-        MissingDependencyError: If the extra `[server]` is not installed.
+        MissingDependencyError: If the extra `[ui]` is not installed.
     """
     page = _Page(shared, uploads, chat_model, shown_pages, token, max_upload_bytes)
 

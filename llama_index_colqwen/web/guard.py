@@ -20,7 +20,7 @@ try:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
-    raise MissingDependencyError("The page needs Starlette", "server") from error
+    raise MissingDependencyError("The page needs Starlette", "ui") from error
 
 __all__ = ["MARK_HEADER", "Guard", "refusal", "sign_in"]
 

@@ -14,8 +14,8 @@ from llama_index_colqwen.cli.ui import _has_desktop
 from tests.cli.commands import ROOT, run
 from tests.conftest import at_most
 
-pytest.importorskip("starlette", reason="the [server] extra is not installed")
-pytest.importorskip("uvicorn", reason="the [server] extra is not installed")
+pytest.importorskip("starlette", reason="the [ui] extra is not installed")
+pytest.importorskip("uvicorn", reason="the [ui] extra is not installed")
 
 
 def test_other_machines_need_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("starlette", reason="the [server] extra is not installed")
-pytest.importorskip("uvicorn", reason="the [server] extra is not installed")
+pytest.importorskip("starlette", reason="the [ui] extra is not installed")
+pytest.importorskip("uvicorn", reason="the [ui] extra is not installed")
 pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
 
 from llama_index_colqwen.asking import ChatModel

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-pytest.importorskip("starlette", reason="the [server] extra is not installed")
-pytest.importorskip("uvicorn", reason="the [server] extra is not installed")
+pytest.importorskip("starlette", reason="the [ui] extra is not installed")
+pytest.importorskip("uvicorn", reason="the [ui] extra is not installed")
 
 from starlette.testclient import TestClient
 
