@@ -438,6 +438,18 @@ def test_path_as_the_shell_completes_a_folder_is_the_database(tmp_path: Path) ->
     assert MilvusPageStore(f"{tmp_path}/x.db/").uri == str(tmp_path / "x.db")
 
 
+def test_tilde_is_the_home_folder_and_that_of_nobody_an_ordinary_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    store = MilvusPageStore("~/x.db", image_dir="~/pages", cache_dir="~/cache")
+    assert (store.uri, store.image_dir) == (str(tmp_path / "x.db"), tmp_path / "pages")
+    monkeypatch.chdir(tmp_path)
+    nobody = MilvusPageStore("~nobody-of-that-name/x.db")
+    assert nobody.uri == str(tmp_path / "~nobody-of-that-name" / "x.db")
+
+
 def test_query_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with MilvusPageStore(tmp_path / "x.db") as store:
         store.open(FINGERPRINT)
