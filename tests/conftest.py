@@ -87,6 +87,7 @@ def run_python() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the folder of a tiny real model, or of a LoRA adapter of it; made once, so copy it before changing it."""
+    pytest.importorskip("colpali_engine", reason="the [colqwen] extra is not installed")
     from tests.checkpoints import build_adapter, build_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")
