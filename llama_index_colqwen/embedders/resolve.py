@@ -16,6 +16,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 __all__ = ["resolve_embedder"]
 
 _ADDRESSES = ("http://", "https://")
+_POOLING = "/pooling"
 
 
 def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) -> MultiVectorEmbedder:
@@ -23,8 +24,8 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
 
     Args:
         embedder: "lexical"; a visual model's hub id (such as "vidore/colqwen2-v1.0") or folder; the address of a
-            service (such as "https://gpu.example.com"); a fingerprint; or any object with the members of
-            `MultiVectorEmbedder`.
+            service (such as "https://gpu.example.com", or "http://gpu:8000/pooling" for one that answers as vLLM's); a
+            fingerprint; or any object with the members of `MultiVectorEmbedder`.
 
     Raises:
         InvalidOptionError: If there is no embedder of that name, or the object is not an embedder.
@@ -49,7 +50,10 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
     if isinstance(embedder, str) and embedder.startswith(_ADDRESSES):
         from llama_index_colqwen.embedders.remote.embedder import EndpointEmbedder
 
-        return EndpointEmbedder(embedder)
+        address = embedder.rstrip("/")
+        if address.endswith(_POOLING):
+            return EndpointEmbedder(address.removesuffix(_POOLING), api="pooling")
+        return EndpointEmbedder(address)
     if isinstance(embedder, (str, Path)) and ("/" in str(embedder) or Path(embedder).is_dir()):
         from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 
@@ -60,9 +64,10 @@ def resolve_embedder(embedder: str | EmbedderFingerprint | MultiVectorEmbedder) 
 def _from_fingerprint(fingerprint: EmbedderFingerprint) -> MultiVectorEmbedder:
     if fingerprint.location.startswith(_ADDRESSES):
         # Not connected to without being asked: the collection, and so the address in it, may come from anyone.
+        address = fingerprint.location + _POOLING * (fingerprint.options.get("api") == "pooling")
         raise InvalidOptionError(
             f"The collection was made with the model at {fingerprint.location} ({fingerprint.model}): give "
-            f"embedder={fingerprint.location!r}, if you trust that address, or EndpointEmbedder with its token."
+            f"embedder={address!r}, if you trust that address, or EndpointEmbedder with its token."
         )
     library = fingerprint.options.get("library")
     if library == "colpali-engine":

@@ -3,8 +3,10 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from llama_index_colqwen import (
     UnreadableDocumentError,
 )
 from llama_index_colqwen.embedders.remote.contract import Limits
+from llama_index_colqwen.embedders.resolve import resolve_embedder
 from llama_index_colqwen.nodes import page_from_node
 from tests.extras import needs_colqwen
 from tests.forks import in_fork, needs_fork
@@ -65,6 +68,20 @@ def same(some: Sequence[MultiVector], others: Sequence[MultiVector]) -> bool:
 
 
 # ---- with our service
+
+
+def test_an_address_names_what_the_service_speaks(
+    url: str, monkeypatch: pytest.MonkeyPatch, remote: EndpointEmbedder
+) -> None:
+    monkeypatch.setenv("COLQWEN_TOKEN", "s3cret")
+    shapes = [rows.shape for rows in remote.embed_queries(QUERIES)]
+    for address, speaks in ((f"{url}/pooling", "pooling"), (f"{url}/pooling/", "pooling"), (url, None)):
+        with closing(cast(EndpointEmbedder, resolve_embedder(address))) as named:
+            assert named.url == url
+            assert named.fingerprint.options.get("api") == speaks
+            assert [rows.shape for rows in named.embed_queries(QUERIES)] == shapes
+    with pytest.raises(InvalidOptionError, match=f"give embedder='{url}/pooling', if you trust that address"):
+        resolve_embedder(remote.fingerprint)
 
 
 def test_rows_are_the_local_ones(remote: EndpointEmbedder, local: ColQwenEmbedder, pages: list[Page]) -> None:
