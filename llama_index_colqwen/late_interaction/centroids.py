@@ -240,7 +240,7 @@ class _Postings:
         ids = np.concatenate([np.empty(0, np.uint16), *pages])
         slots = np.repeat(np.arange(first_slot, len(centroid_ids), dtype=np.int32), [len(page) for page in pages])
         order = np.argsort(ids, kind="stable")
-        starts = np.searchsorted(ids[order], np.arange(number + 1))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=number))])
         return cls(slots[order], starts, len(centroid_ids))
 
     def lists(self, centroids: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:

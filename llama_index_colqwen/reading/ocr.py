@@ -165,6 +165,9 @@ def _load_engine() -> Any:  # noqa: ANN401
 # One for each process: a fork's copy waits for threads of the parent. It is not freed either, which would wait as well.
 @cache
 def _engine(process: int) -> Any:  # noqa: ANN401 - rapidocr is untyped and optional
+    # onnxruntime 1.32 reports its use to Microsoft where nobody says no, by threads that a forked process waits for in
+    # vain when it ends. Read when it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         from rapidocr import RapidOCR
     except ImportError as error:

@@ -12,11 +12,12 @@ import atexit
 import json
 import logging
 import os
+import threading
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -188,7 +189,7 @@ class LiteSearch:
         self, query: MultiVector, candidate_k: int, chosen: PageFilter | None, exact: bool
     ) -> Iterator[Candidate]:
         """Put forward the pages that probably score highest, or, where that is quick, all."""
-        self._load()
+        self._load_to_search()
         allowed = None if chosen is None else self._matching(chosen)
         with self._reading:
             if allowed is None:
@@ -235,6 +236,21 @@ class LiteSearch:
         self._note_lost(pages.values())
 
     # ---- the pages that there are
+
+    def _load_to_search(self) -> None:
+        """Take in all pages, while Milvus reads its files to give the rows of those that will be found."""
+        if self._is_loaded:
+            return
+        loading = threading.Thread(target=self._load_rows, name="colqwen-load", daemon=True)
+        loading.start()
+        try:
+            self._load()
+        finally:
+            loading.join()
+
+    def _load_rows(self) -> None:
+        with suppress(ColQwenError):  # whoever reads them meets it
+            self._rows.load()
 
     def _load(self, *, anew: bool = False) -> None:
         """Take in all pages of the collection, unless they are known."""

@@ -68,6 +68,14 @@ class MilvusTable:
 
     # ---- reading
 
+    def load(self) -> None:
+        """Have Milvus read the collection's files; reading does that first of all."""
+        with self._lock:
+            if not self._loaded:
+                with self._connection.errors("load"):
+                    self._connection.client.load_collection(self.name)
+                self._loaded = True
+
     def read(self, keys: Sequence[str], fields: Sequence[str] = ("*",), rows: int = _READ_ROWS) -> list[Row]:
         """Return the rows with these keys, in no order; so many a query."""
         found: list[Row] = []
@@ -124,7 +132,7 @@ class MilvusTable:
             field: Where there are several fields with an index.
             metric: The index's.
         """
-        self._load()
+        self.load()
         found: list[list[Row]] = []
         with self._connection.errors("search"):
             # A server answers with 16,384 rows a vector and 64 MB at most; 150 bytes a row.
@@ -168,7 +176,7 @@ class MilvusTable:
 
     def remove_where(self, expression: str) -> None:
         """Delete the rows that an expression keeps."""
-        self._load()
+        self.load()
         with self._connection.errors("delete from"):
             self._connection.client.delete(self.name, filter=expression)
         if not self._connection.is_local:
@@ -177,7 +185,7 @@ class MilvusTable:
     # ---- inside
 
     def _query(self, expression: str, fields: Sequence[str], **options: Any) -> list[Row]:  # noqa: ANN401 - passed on
-        self._load()
+        self.load()
         with self._connection.errors("read"):
             rows = self._connection.client.query(
                 self.name,
@@ -191,13 +199,6 @@ class MilvusTable:
     def _consistency(self) -> str:
         deleted = _DELETED.get((self._connection.uri, self.name), -_DELETED_SECONDS)
         return "Strong" if time.monotonic() - deleted < _DELETED_SECONDS else "Session"
-
-    def _load(self) -> None:
-        with self._lock:
-            if not self._loaded:
-                with self._connection.errors("load"):
-                    self._connection.client.load_collection(self.name)
-                self._loaded = True
 
 
 def batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,22 @@ def test_fork_reads_scans_after_the_parent_did(tmp_path: Path) -> None:
     other = write_scan(tmp_path / "other.pdf", draw_scan(LINES[1:]))
     assert [document.text.split() for document in read(scan)] == [WORDS]
     assert in_fork(lambda: [document.text.split() for document in read(other)]) == [WORDS[2:]]
+
+
+FORK_AND_END = """
+import os, signal, sys
+from llama_index_colqwen.reading import ocr
+ocr._load_engine()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+
+
+@pytest.mark.slow
+@needs_ocr
+@needs_fork
+def test_fork_ends_after_the_parent_loaded_ocr_which_reports_to_nobody(run_python: Callable[..., str]) -> None:
+    assert run_python(FORK_AND_END).split() == ["3", "1"]

@@ -77,14 +77,14 @@ def exact_best(query: MultiVector, numbers: range, top_k: int = 5) -> list[str]:
 def reads_of_vectors(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note which collections of vectors are loaded, as all are that are read or deleted from, from now on."""
     read: list[str] = []
-    load = MilvusTable._load
+    load = MilvusTable.load
 
     def noting(self: MilvusTable) -> None:
         if "_vectors" in self.name:
             read.append(self.name)
         load(self)
 
-    monkeypatch.setattr(MilvusTable, "_load", noting)
+    monkeypatch.setattr(MilvusTable, "load", noting)
     return read
 
 
