@@ -36,7 +36,9 @@ _VISION: _Options = {
 _SIGLIP = {**_VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
 _ROPE: _Options = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
 _QWEN2_IMAGE = {"size": {"shortest_edge": 56 * 56, "longest_edge": 768 * 28 * 28}}
-_QWEN3_VISION = {**_VISION, "out_hidden_size": _HIDDEN, "num_position_embeddings": 256}
+# In the words of their own configurations: transformers 5.20 knows no others.
+_QWEN_VISION = {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2, "out_hidden_size": _HIDDEN}
+_QWEN3_VISION = {**_QWEN_VISION, "num_position_embeddings": 256}
 _QWEN3_IMAGE = {
     "size": {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096},
     "patch_size": 16,
@@ -214,7 +216,7 @@ def _qwen2() -> tuple[_Made, _Made]:
 
 
 def _qwen2_5() -> tuple[_Made, _Made]:
-    vision = {**_VISION, "out_hidden_size": _HIDDEN, "fullatt_block_indexes": [1]}
+    vision = {**_QWEN_VISION, "fullatt_block_indexes": [1]}
     text = {"rope_parameters": dict(_ROPE)}
     return _qwen("Qwen2_5_VLConfig ColQwen2_5_Processor Qwen2VLVideoProcessor", text, vision, _QWEN2_IMAGE)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llama_index_colqwen.concurrency import Lock
@@ -36,6 +38,7 @@ __all__ = ["LoadedModel", "import_colpali_engine", "load_model"]
 
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _UNTRAINED_SEED = 0
 # A layer of a tower. What else is left over (a language head, Qwen3.5's `mtp`) is not needed for vectors.
@@ -111,15 +114,14 @@ def load_model(
     attends = choose_attention(attention, checkpoint, base, family)
     _require_weight_files(base)
     model_class = getattr(models, family.model)
-    with _LOADING, _loading_errors(name):
+    with _LOADING, _loading_errors(name), _without_adapter(base.folder) as folder:
         model, info = model_class.from_pretrained(
-            str(base.folder),  # a path is taken for a name on the hub where there is an adapter in the folder
+            folder,
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are reported then, and are an error here
-            adapter_kwargs={"subfolder": "none"},  # an adapter in the folder would hide what the base lacks
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -156,12 +158,12 @@ def import_colpali_engine() -> Any:  # noqa: ANN401 - an optional package's modu
 
 def _base_of(checkpoint: Checkpoint, revision: str, local_files_only: bool) -> Checkpoint:
     """Return the checkpoint that an adapter was trained on, or the checkpoint itself."""
-    if not checkpoint.has("adapter_config.json"):
+    if not checkpoint.has(_ADAPTER):
         return checkpoint
     if checkpoint.has("config.json") and _weight_files(checkpoint.folder):
         # transformers, too, takes the weights that lie beside an adapter before those that its config names.
         return replace(checkpoint)
-    config = checkpoint.json("adapter_config.json")
+    config = checkpoint.json(_ADAPTER)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{checkpoint.name} is a {config.get('peft_type')} adapter; only LoRA adapters are loaded.")
     name = config.get("base_model_name_or_path")
@@ -214,6 +216,22 @@ def _require_weight_files(base: Checkpoint) -> None:
 
 # transformers registers key mappings and patches initialisation while it loads.
 _LOADING = Lock()
+
+
+@contextmanager
+def _without_adapter(folder: Path) -> Iterator[str]:
+    """Give a folder of the same files but an adapter, which transformers would load, and hide what the base lacks."""
+    if not (folder / _ADAPTER).exists():
+        yield str(folder)
+        return
+    with TemporaryDirectory() as others:
+        for file in folder.iterdir():
+            if file.is_file() and file.name != _ADAPTER:
+                try:
+                    (Path(others) / file.name).symlink_to(file.resolve())
+                except OSError:  # Windows lets not everybody make links
+                    shutil.copy(file, others)
+        yield others
 
 
 @contextmanager
