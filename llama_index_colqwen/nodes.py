@@ -76,6 +76,9 @@ _CARRIED = (
 
 _SHOWN_CHARACTERS = 80
 
+# Half of a pair in UTF-16, and Python's sign for a byte that is not UTF-8: Milvus takes neither.
+_HALF_LETTERS = re.compile("[\ud800-\udfff]")
+
 
 class PageNode(ImageNode):
     """A stored page as LlamaIndex's node: short where it is printed, for people and models.
@@ -149,7 +152,10 @@ def page_from_node(node: BaseNode) -> Page:
             "Read files with PDFPageReader, which draws the pages."
         )
     text = _text_of(node)
-    metadata = {key: _plain(value, f"{node.node_id!r}, key {key!r}") for key, value in node.metadata.items()}
+    metadata = {
+        _HALF_LETTERS.sub("\ufffd", key): _plain(value, f"{node.node_id!r}, key {key!r}")
+        for key, value in node.metadata.items()
+    }
     if packed := _packed_boxes(node):
         metadata["word_boxes"] = packed
     number = metadata.get("page_number", 1)
@@ -281,7 +287,9 @@ def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
         value = value.value
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, (bool, str)):
+    if isinstance(value, str):
+        return _HALF_LETTERS.sub("\ufffd", value)
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
@@ -292,7 +300,7 @@ def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
     if isinstance(value, (list, tuple)):
         return [_plain(one, where) for one in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(one, where) for key, one in value.items()}
+        return {_HALF_LETTERS.sub("\ufffd", key): _plain(one, where) for key, one in value.items()}
     raise InvalidOptionError(
         f"The metadata of document {where}, cannot be kept: {type(value).__name__} {str(value)[:80]!r} is neither a "
         "text, a finite number of 64 bits, a truth value, a date, nor a list of these or a mapping of texts to them."
