@@ -238,13 +238,16 @@ class LiteSearch:
     # ---- the pages that there are
 
     def _load_to_search(self) -> None:
-        """Take in all pages, while Milvus reads its files to give the rows of those that will be found."""
+        """Take in all pages and make their lists, while Milvus reads its files to give the rows of what is found."""
         if self._is_loaded:
             return
         loading = threading.Thread(target=self._load_rows, name="colqwen-load", daemon=True)
         loading.start()
         try:
             self._load()
+            with self._reading:
+                if self._lists is not None:
+                    self._lists.snapshot()
         finally:
             loading.join()
 
