@@ -32,7 +32,7 @@ from llama_index_colqwen.errors import (
     UnreadableDocumentError,
 )
 from llama_index_colqwen.images import image_sha256, write_page_image
-from llama_index_colqwen.pages import Page, PageImage, WordBox, unpack_boxes
+from llama_index_colqwen.pages import Page, PageImage, WordBox, join_surrogates, unpack_boxes
 
 __all__ = [
     "HIDDEN_METADATA",
@@ -75,9 +75,6 @@ _CARRIED = (
 
 
 _SHOWN_CHARACTERS = 80
-
-# Half of a pair in UTF-16, and Python's sign for a byte that is not UTF-8: Milvus takes neither.
-_HALF_LETTERS = re.compile("[\ud800-\udfff]")
 
 
 class PageNode(ImageNode):
@@ -153,8 +150,7 @@ def page_from_node(node: BaseNode) -> Page:
         )
     text = _text_of(node)
     metadata = {
-        _HALF_LETTERS.sub("\ufffd", key): _plain(value, f"{node.node_id!r}, key {key!r}")
-        for key, value in node.metadata.items()
+        join_surrogates(key): _plain(value, f"{node.node_id!r}, key {key!r}") for key, value in node.metadata.items()
     }
     if packed := _packed_boxes(node):
         metadata["word_boxes"] = packed
@@ -288,7 +284,7 @@ def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        return _HALF_LETTERS.sub("\ufffd", value)
+        return join_surrogates(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -300,7 +296,7 @@ def _plain(value: Any, where: str) -> Any:  # noqa: ANN401
     if isinstance(value, (list, tuple)):
         return [_plain(one, where) for one in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {_HALF_LETTERS.sub("\ufffd", key): _plain(one, where) for key, one in value.items()}
+        return {join_surrogates(key): _plain(one, where) for key, one in value.items()}
     raise InvalidOptionError(
         f"The metadata of document {where}, cannot be kept: {type(value).__name__} {str(value)[:80]!r} is neither a "
         "text, a finite number of 64 bits, a truth value, a date, nor a list of these or a mapping of texts to them."

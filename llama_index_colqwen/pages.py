@@ -29,6 +29,7 @@ __all__ = [
     "RenderedPage",
     "WordBox",
     "files_of",
+    "join_surrogates",
     "locate_image",
     "pack_boxes",
     "unpack_boxes",
@@ -269,3 +270,14 @@ def unpack_boxes(text: str, packed: str) -> list[WordBox]:
             f"The text has {len(words)} words but {len(corners)} boxes: the text was changed afterwards."
         )
     return [WordBox(word, *map(float, row)) for word, row in zip(words, corners, strict=True)]
+
+
+def join_surrogates(text: str) -> str:
+    r"""Return text that can be written as UTF-8, as Milvus takes it: pairs of surrogates joined, any other is U+FFFD.
+
+    PDFs' letters beyond 16 bits come as pairs; Python has one for each byte of a file's name that is not UTF-8.
+
+    >>> join_surrogates("\ud83d\ude00 r\udce9sum\udce9") == "\U0001f600 r\ufffdsum\ufffd"
+    True
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import multiprocessing.resource_tracker
 import os
-import re
 import signal
 import tempfile
 import warnings
@@ -37,7 +36,7 @@ from llama_index_colqwen.errors import (
 )
 from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
-from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, pack_boxes
+from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, join_surrogates, pack_boxes
 from llama_index_colqwen.reading import ocr
 from llama_index_colqwen.reading.ocr_results import Result, read_once
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert
@@ -536,7 +535,7 @@ class PDFPageReader(BasePydanticReader):
         for one in sources:
             if isinstance(one, bytes):
                 name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
-                files.append(_File(_readable_name(name), extra_info.get("file_path"), one))
+                files.append(_File(join_surrogates(name), extra_info.get("file_path"), one))
             elif isinstance(one, (str, PurePath)):
                 files.extend(_find_path(str(one), self.image_dir, fs))
             else:
@@ -605,11 +604,6 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _readable_name(name: str) -> str:
-    """Replace what is not UTF-8 in a name; Python has a lone surrogate there, which no one can write or print."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", name)
-
-
 def _escaped(path: str) -> str:
     """Write what is not UTF-8 in a path as an escape: two files never share one, which refreshing relies on."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -631,7 +625,7 @@ def _find_url(url: str) -> Iterable[_File]:
     except DocumentError:
         raise
     except Exception as error:  # no package for the protocol, no rights, no network
-        raise DocumentError(f"{_readable_name(url)}: cannot be looked up ({in_one_line(error)}).") from error
+        raise DocumentError(f"{join_surrogates(url)}: cannot be looked up ({in_one_line(error)}).") from error
 
 
 def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
@@ -649,9 +643,9 @@ def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
     elif path.exists():
         chosen = [path]
     else:
-        raise DocumentNotFoundError(f"{_readable_name(str(path))}: there is no such file or folder.")
+        raise DocumentNotFoundError(f"{join_surrogates(str(path))}: there is no such file or folder.")
     return [
-        _File(_readable_name(child.name), str(child.resolve()), child, within=_within(child, path)) for child in chosen
+        _File(join_surrogates(child.name), str(child.resolve()), child, within=_within(child, path)) for child in chosen
     ]
 
 
@@ -661,15 +655,15 @@ def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
         inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
         chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
         return [
-            _File(_readable_name(child.name), str(child), None, fs, within=_within(child, root)) for child in chosen
+            _File(join_surrogates(child.name), str(child), None, fs, within=_within(child, root)) for child in chosen
         ]
     if not fs.exists(path):
-        raise DocumentNotFoundError(f"{_readable_name(path)}: there is no such file or folder on {type(fs).__name__}.")
-    return [_File(_readable_name(PurePosixPath(path).name), path, None, fs)]
+        raise DocumentNotFoundError(f"{join_surrogates(path)}: there is no such file or folder on {type(fs).__name__}.")
+    return [_File(join_surrogates(PurePosixPath(path).name), path, None, fs)]
 
 
 def _within(path: PurePath, given: PurePath) -> str:
-    return "" if path == given else _readable_name(path.relative_to(given).as_posix())
+    return "" if path == given else join_surrogates(path.relative_to(given).as_posix())
 
 
 def _is_hidden(path: PurePath) -> bool:
@@ -684,7 +678,7 @@ def _readable(inside: Sequence[_AnyPath], folder: str) -> list[_AnyPath]:
     suffixes = sorted({child.suffix.lower() or "(none)" for child in inside})
     found = f"only files of type {', '.join(suffixes)}" if suffixes else "no files at all"
     supported = ", ".join(sorted(SUPPORTED_SUFFIXES))
-    raise DocumentNotFoundError(_readable_name(f"{folder}: the folder has {found}; supported are {supported}."))
+    raise DocumentNotFoundError(join_surrogates(f"{folder}: the folder has {found}; supported are {supported}."))
 
 
 def _sha256(source: Path | bytes) -> str:
@@ -696,7 +690,7 @@ def _sha256(source: Path | bytes) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise DocumentError(f"{_readable_name(source.name)}: the file cannot be read ({error.strerror}).") from error
+        raise DocumentError(f"{join_surrogates(source.name)}: the file cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from contextlib import closing
 from functools import cache
 from typing import TYPE_CHECKING
 
-from llama_index_colqwen.pages import WordBox
+from llama_index_colqwen.pages import WordBox, join_surrogates
 from llama_index_colqwen.reading.words import TORN, split_words
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _read_characters(page: pypdfium2.PdfPage) -> tuple[list[WordBox], str]:
             for start, stop in line:
                 piece = characters[start:stop]
                 # "applica\x02tions": two halves of a word on two lines. It is one word; its box is its first half's.
-                if word := _join_surrogates(piece.translate(_NOT_IN_WORDS)):
+                if word := join_surrogates(piece.translate(_NOT_IN_WORDS)):
                     first_half = re.split(f"[{_LINE_HYPHENS}]", piece)[0] or piece
                     words.append(WordBox(word, *locate(start, start + len(first_half))))
                     read.append(word)
@@ -122,11 +122,6 @@ def _character(code: int) -> str:
         return "\ufffd"
     character = chr(code)
     return " " if unicodedata.category(character) == "Cc" and character not in "\t\n\r\x02" else character
-
-
-def _join_surrogates(text: str) -> str:
-    """Letters beyond 16 bits come as two halves; a half without its other one is no letter."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Locator:

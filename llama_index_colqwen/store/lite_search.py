@@ -247,7 +247,7 @@ class LiteSearch:
             self._load()
             with self._reading:
                 if self._lists is not None:
-                    self._lists.snapshot()
+                    self._lists.snapshot()  # the first one sorts what pages lie near by centroid, and it is kept
         finally:
             loading.join()
 
