@@ -89,6 +89,7 @@ def serve(data: Path, path: Path) -> None:
     server.config.set("proxy_port", MILVUS_PORT)
 
     def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would wait for what this one holds
         server.stop()
         os._exit(0)  # the relay's threads wait for connections
 

@@ -50,7 +50,7 @@ from llama_index_colqwen import PDFPageReader
 if __name__ == "__main__":
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        reader = PDFPageReader(on_error="skip", ocr="never", page_timeout=1, num_workers=int(sys.argv[2]))
+        reader = PDFPageReader(on_error="skip", ocr="never", page_timeout=0.5, num_workers=int(sys.argv[2]))
         print([page.text for page in reader.load_data(sys.argv[1])])
     print(*(warning.message for warning in said))
 """
@@ -65,7 +65,7 @@ def test_form_that_never_ends_is_one_bad_file(tmp_path: Path, workers: int, run_
     pages, said = run_python(READ, tmp_path, workers).splitlines()
     assert pages == "['first file', 'third file', 'its second page']"
     assert "1 of 3 files" in said
-    assert "b.pdf: page 1 took pdfium more than 1 s (page_timeout)." in said
+    assert "b.pdf: page 1 took pdfium more than 0.5 s (page_timeout)." in said
     parts = workers  # of 8 pages for worker processes; the second late page of each is the last
     assert f"(The same is true of {parts} more of its pages.)" in said
 
@@ -75,7 +75,7 @@ def test_page_that_never_ends_is_one_bad_page(tmp_path: Path, run_python: Callab
     write_endless_page(tmp_path / "b.pdf", "first", "second", "third")
     pages, said = run_python(READ, tmp_path, 1).splitlines()
     assert pages == "['first', 'third']"
-    assert "b.pdf: page 2 took pdfium more than 1 s (page_timeout)." in said
+    assert "b.pdf: page 2 took pdfium more than 0.5 s (page_timeout)." in said
 
 
 FORK = """
