@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.vector_stores import MetadataFilters
 
+    from llama_index_colqwen.retriever import Mode
+
 __all__ = ["ChatModel"]
 
 _OPENAI = "https://api.openai.com/v1"
@@ -107,6 +109,7 @@ class ChatModel:
         top_k: int,
         filters: MetadataFilters | None = None,
         *,
+        mode: Mode = "visual",
         streaming: bool = True,
     ) -> tuple[Sequence[NodeWithScore], Iterator[str]]:
         """Find pages, and return them and what the model says of them, in pieces as they come.
@@ -122,6 +125,7 @@ class ChatModel:
             multimodal=not self._text_only,
             similarity_top_k=top_k,
             filters=filters,
+            mode=mode,
             llm_max_pixels=self._max_pixels,
             text_qa_template=PromptTemplate(_TEXT_PROMPT),
             chat_content_qa_template=RichPromptTemplate(_IMAGE_PROMPT),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 
-__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Mode", "Score", "node_to_show"]
+__all__ = ["DEFAULT_CANDIDATE_K", "DEFAULT_TOP_K", "ColQwenRetriever", "Mode", "Score", "check_mode", "node_to_show"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,6 +52,17 @@ DEFAULT_TOP_K = 3
 DEFAULT_CANDIDATE_K = 100
 _CANDIDATES_A_RESULT = 4
 _READ_PAGES = 64
+
+
+def check_mode(value: Mode) -> Mode:
+    """Return a mode that there is.
+
+    Raises:
+        InvalidOptionError: If there is no such mode.
+    """
+    if value not in get_args(Mode):
+        raise InvalidOptionError(f"mode is one of {', '.join(get_args(Mode))}; got {value!r}.")
+    return value
 
 
 class ColQwenRetriever(BaseRetriever):
@@ -170,9 +181,7 @@ class ColQwenRetriever(BaseRetriever):
 
     @mode.setter
     def mode(self, value: Mode) -> None:
-        if value not in get_args(Mode):
-            raise InvalidOptionError(f"mode is one of {', '.join(get_args(Mode))}; got {value!r}.")
-        self._mode = value
+        self._mode = check_mode(value)
 
     @property
     def text_weight(self) -> float | None:

@@ -25,9 +25,16 @@ from llama_index_colqwen.errors import InvalidOptionError, QueryError
 from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import node_from_page
 from llama_index_colqwen.rerank import MaxSimRerank
+from llama_index_colqwen.retriever import Mode
 from llama_index_colqwen.store.page_store import MilvusPageStore
 
 __all__ = ["ColQwenVectorStore"]
+
+_MODES: dict[VectorStoreQueryMode, Mode] = {
+    VectorStoreQueryMode.DEFAULT: "visual",
+    VectorStoreQueryMode.TEXT_SEARCH: "text",
+    VectorStoreQueryMode.HYBRID: "hybrid",
+}
 
 
 class ColQwenVectorStore(BasePydanticVectorStore):
@@ -39,6 +46,8 @@ class ColQwenVectorStore(BasePydanticVectorStore):
         store = ColQwenVectorStore(index)
         IngestionPipeline(transformations=[MockEmbedding(embed_dim=1)], vector_store=store).run(documents=documents)
         VectorStoreIndex.from_vector_store(store, embed_model=MockEmbedding(embed_dim=1)).as_retriever(filters=...)
+
+    Its `as_retriever(vector_store_query_mode="hybrid")` ranks by MaxSim and by words, "text_search" by words alone.
 
     (A pipeline hands its store only nodes that have an embedding.) Text splitters have no place among the
     transformations: pages are indexed whole. Where no such machinery is needed, use the index itself.
@@ -118,16 +127,20 @@ class ColQwenVectorStore(BasePydanticVectorStore):
         return [node_id for node_id in node_ids if node_id in kept]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
-        """Find the pages that answer `query.query_str`, best first, with their MaxSim scores.
+        """Find the pages that answer `query.query_str`, best first, with their scores.
+
+        The query's mode "default" ranks by MaxSim, "text_search" by BM25 over the pages' text, "hybrid" by both.
 
         Raises:
             QueryError: If there are no words to look for.
-            InvalidOptionError: If the query's mode is not the default one.
+            InvalidOptionError: If the query has another mode; or one of the last two, and `node_ids` that are not all.
         """
         if not query.query_str:
             raise QueryError("The query has no words: pages are found by a question, not by an embedding.")
-        if query.mode != VectorStoreQueryMode.DEFAULT:
-            raise InvalidOptionError(f"Pages are found with mode='default'; got {query.mode.value!r}.")
+        mode = _MODES.get(query.mode)
+        if mode is None:
+            modes = ", ".join(known.value for known in _MODES)
+            raise InvalidOptionError(f"Pages are found with one of the modes {modes}; got {query.mode.value!r}.")
         filters, top_k = query.filters, query.similarity_top_k
         if query.doc_ids:
             of_documents = MetadataFilter(key="document_id", value=query.doc_ids, operator=FilterOperator.IN)
@@ -136,11 +149,17 @@ class ColQwenVectorStore(BasePydanticVectorStore):
         hits: Sequence[NodeWithScore]
         # A `VectorStoreIndex` that wrote pages names all that it wrote: only where others are there does that matter.
         if wanted and not wanted.issuperset(self._index.store.page_ids(filters)):
+            if mode != "visual":
+                raise InvalidOptionError(
+                    f"Among chosen node_ids, pages are found with the mode default; got {query.mode.value!r}."
+                )
             pages = [NodeWithScore(node=node) for node in self.get_nodes(list(wanted), filters)]
             rerank = MaxSimRerank(self._index.embedder, top_k, store=self._index.store)
             hits = rerank.postprocess_nodes(pages, query_str=query.query_str)
         else:
-            hits = self._index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(query.query_str)
+            hits = self._index.as_retriever(similarity_top_k=top_k, filters=filters, mode=mode).retrieve(
+                query.query_str
+            )
         return VectorStoreQueryResult(
             nodes=[hit.node for hit in hits],
             similarities=[hit.get_score() for hit in hits],

@@ -25,6 +25,7 @@ from llama_index.core.vector_stores import (
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
 from llama_index_colqwen import ColQwenIndex, ColQwenVectorStore, InvalidOptionError, MilvusPageStore, QueryError
+from llama_index_colqwen.retriever import Mode
 from tests.recording_llm import SeeingLLM
 from tests.test_index import make_document
 
@@ -119,6 +120,19 @@ def test_only_named_nodes_are_ranked(store: ColQwenVectorStore, index: ColQwenIn
     assert {hit.node.node_id: hit.score for hit in hits}.items() <= everywhere.items()
 
 
+@pytest.mark.parametrize(("mode", "ours"), [("default", "visual"), ("text_search", "text"), ("hybrid", "hybrid")])
+def test_llamaindexs_modes_rank_by_what_ours_do(
+    store: ColQwenVectorStore, index: ColQwenIndex, mode: str, ours: Mode
+) -> None:
+    made = VectorStoreIndex.from_vector_store(store, embed_model=UNUSED)
+    retriever = made.as_retriever(vector_store_query_mode=VectorStoreQueryMode(mode))
+    expected = index.as_retriever(similarity_top_k=2, mode=ours).retrieve("valve leaks")
+    found = [(hit.node.node_id, hit.score) for hit in retriever.retrieve("valve leaks")]
+    assert found == [(hit.node.node_id, hit.score) for hit in expected]
+    others = index.as_retriever(similarity_top_k=2, mode="text" if ours != "text" else "visual").retrieve("valve leaks")
+    assert found != [(hit.node.node_id, hit.score) for hit in others]
+
+
 def test_an_auto_retriever_sets_the_filters_itself(store: ColQwenVectorStore) -> None:
     llm = SeeingLLM(
         answer='{"query": "tide", "filters": [{"key": "year", "value": 2022, "operator": "=="}], "top_k": null}'
@@ -156,7 +170,10 @@ async def test_cleared_it_can_be_written_again(
 def test_what_it_cannot_do_is_said(store: ColQwenVectorStore) -> None:
     with pytest.raises(QueryError, match="no words"):
         store.query(VectorStoreQuery(query_embedding=[0.0]))
-    with pytest.raises(InvalidOptionError, match="mode='default'; got 'sparse'"):
+    with pytest.raises(InvalidOptionError, match="default, text_search, hybrid; got 'sparse'"):
         store.query(VectorStoreQuery(query_str="tide", mode=VectorStoreQueryMode.SPARSE))
+    query = VectorStoreQuery(query_str="tide", node_ids=["a-p00001"], mode=VectorStoreQueryMode.HYBRID)
+    with pytest.raises(InvalidOptionError, match="node_ids, pages are found with the mode default; got 'hybrid'"):
+        store.query(query)
     with pytest.raises(InvalidOptionError, match="index is a ColQwenIndex; got str"):
         ColQwenVectorStore("./colqwen.db")  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ from llama_index_colqwen.cli.options import (
     Filter,
     LlmMaxPixels,
     LlmTimeout,
+    Mode,
+    RankedBy,
     ShownPages,
     TextOnly,
     Token,
@@ -41,6 +43,7 @@ def ask(
     collection_name: CollectionName = "pages",
     embedder: Embedder = None,
     top_k: ShownPages = 3,
+    mode: RankedBy = Mode.visual,
     file: File = None,
     filter: Filter = None,
     text_only: TextOnly = False,
@@ -57,7 +60,7 @@ def ask(
         model = ChatModel(llm, text_only=text_only, max_pixels=llm_max_pixels, timeout=timeout)
         filters = choose_pages(file, filter)
         with ColQwenIndex.from_existing(uri, embedder, token=token, collection_name=collection_name) as index:
-            hits, said = model.answer(index, question, top_k, filters, streaming=not as_json)
+            hits, said = model.answer(index, question, top_k, filters, mode=mode.value, streaming=not as_json)
         pieces: list[str] = []
         for piece in said:
             pieces.append(piece)

@@ -11,22 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from llama_index_colqwen.cli.console import plain_errors, print_json, stderr
-from llama_index_colqwen.cli.options import AsJson, CollectionName, Token
+from llama_index_colqwen.cli.options import AsJson, CollectionName, Mode, RankedBy, Token
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
     from llama_index_colqwen.evaluation import Evaluation
     from llama_index_colqwen.index import ColQwenIndex
     from llama_index_colqwen.integrations.mteb import BenchmarkScores
-    from llama_index_colqwen.retriever import Mode
+    from llama_index_colqwen.retriever import Mode as RetrieverMode
 
 __all__ = ["evaluate"]
-
-
-class _Mode(str, Enum):
-    visual = "visual"
-    text = "text"
-    hybrid = "hybrid"
 
 
 class _Ocr(str, Enum):
@@ -60,7 +54,7 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option(help="As for colqwen index; by default lexical, or the one that made the index."),
     ] = None,
-    mode: Annotated[_Mode, typer.Option(help="text: BM25 over the pages' text; hybrid: both.")] = _Mode.visual,
+    mode: RankedBy = Mode.visual,
     ocr: Annotated[
         Optional[_Ocr],  # noqa: UP045
         typer.Option(help="Which pages to read by OCR: auto by default; of a benchmark, none if only pictures count."),
@@ -127,7 +121,7 @@ def _least(given: str) -> tuple[str, float]:
 
 
 def _run_benchmark(
-    name: str, embedder: str | None, mode: Mode, ocr: _Ocr | None, measures: list[str]
+    name: str, embedder: str | None, mode: RetrieverMode, ocr: _Ocr | None, measures: list[str]
 ) -> BenchmarkScores:
     import logging
 

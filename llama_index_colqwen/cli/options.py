@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -16,6 +17,8 @@ __all__ = [
     "ImageDir",
     "LlmMaxPixels",
     "LlmTimeout",
+    "Mode",
+    "RankedBy",
     "ShownPages",
     "TextOnly",
     "Token",
@@ -45,6 +48,19 @@ Filter = Annotated[
         help="Only pages with such metadata, as 'page_number>=3', 'year in 2024,2025' or 'author is_empty'; of "
         "several, all have to hold.",
     ),
+]
+
+
+class Mode(str, Enum):
+    """By what pages are ranked: what `retriever.Mode` has, for typer."""
+
+    visual = "visual"
+    text = "text"
+    hybrid = "hybrid"
+
+
+RankedBy = Annotated[
+    Mode, typer.Option("--mode", help="By what pages are ranked; text: BM25 over the pages' text; hybrid: both.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

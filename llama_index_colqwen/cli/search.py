@@ -11,7 +11,7 @@ import typer
 from llama_index_colqwen.cli.console import plain_errors, print_json, print_rows, stderr, stdout
 from llama_index_colqwen.cli.filters import choose_pages
 from llama_index_colqwen.cli.hits import rows_of
-from llama_index_colqwen.cli.options import AsJson, CollectionName, Embedder, File, Filter, Token, Uri
+from llama_index_colqwen.cli.options import AsJson, CollectionName, Embedder, File, Filter, Mode, RankedBy, Token, Uri
 from llama_index_colqwen.errors import DocumentNotFoundError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def search(
     collection_name: CollectionName = "pages",
     embedder: Embedder = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many pages to show.")] = 5,
+    mode: RankedBy = Mode.visual,
     file: File = None,
     filter: Filter = None,
     open_best: Annotated[
@@ -48,7 +49,7 @@ def search(
 
         filters = choose_pages(file, filter)
         with ColQwenIndex.from_existing(uri, embedder, token=token, collection_name=collection_name) as index:
-            hits = index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(question)
+            hits = index.as_retriever(similarity_top_k=top_k, filters=filters, mode=mode.value).retrieve(question)
             if explain is not None:
                 write_explanations(index, question, hits, explain)
             language = str(index.embedder.fingerprint.options.get("language") or "en")

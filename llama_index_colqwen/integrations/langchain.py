@@ -19,7 +19,7 @@ from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import HIDDEN_METADATA, caption
 from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS, image_for_llm
-from llama_index_colqwen.retriever import DEFAULT_TOP_K
+from llama_index_colqwen.retriever import DEFAULT_TOP_K, Mode, check_mode
 from llama_index_colqwen.store.filters import page_filter
 
 try:
@@ -51,11 +51,13 @@ class ColQwenLangChainRetriever(BaseRetriever):
         index: What is asked.
         k: How many pages to return; fewer if there are fewer.
         filters: Which pages to look at.
+        mode: By what pages are ranked: "visual" (MaxSim), "text" (BM25) or "hybrid" (both).
     """
 
     index: ColQwenIndex
     k: int = DEFAULT_TOP_K
     filters: Filters | None = None
+    mode: Mode = "visual"
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class ColQwenLangChainRetriever(BaseRetriever):
         k: int = DEFAULT_TOP_K,
         filters: Filters | None = None,
         *,
+        mode: Mode = "visual",
         name: str | None = None,
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
@@ -70,15 +73,17 @@ class ColQwenLangChainRetriever(BaseRetriever):
         """See the class; `name`, `tags` and `metadata` are LangChain's, of the retriever's runs.
 
         Raises:
-            InvalidOptionError: If `index` is none, `k` is no whole number above 0, or a filter makes no sense.
+            InvalidOptionError: If `index` is none, `k` is no whole number above 0, a filter makes no sense, or
+                there is no such mode.
         """
         # Before pydantic, which would make its own errors of ours.
         if not isinstance(index, ColQwenIndex):
             raise InvalidOptionError(f"index is a ColQwenIndex; got {type(index).__name__}.")
         check_count("k", k)
         page_filter(_metadata_filters(filters))
+        check_mode(mode)
         super().__init__(  # type: ignore[call-arg]  # fields of this class, not of its base
-            index=index, k=k, filters=filters, name=name, tags=tags, metadata=metadata
+            index=index, k=k, filters=filters, mode=mode, name=name, tags=tags, metadata=metadata
         )
 
     def _get_relevant_documents(
@@ -106,6 +111,7 @@ class ColQwenLangChainRetriever(BaseRetriever):
         retriever = self.index.as_retriever(
             similarity_top_k=check_count("k", self.k if k is None else k),
             filters=_metadata_filters(self.filters if filters is None else filters),
+            mode=self.mode,
         )
         return [_document(hit) for hit in retriever.retrieve(query)]
 

@@ -28,7 +28,7 @@ from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import caption
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS, image_for_llm
-from llama_index_colqwen.retriever import node_to_show
+from llama_index_colqwen.retriever import Mode, check_mode, node_to_show
 from llama_index_colqwen.shared_index import SharedIndex, without_folders
 from llama_index_colqwen.snippet import snippet
 from llama_index_colqwen.store.page_store import MilvusPageStore
@@ -84,6 +84,7 @@ def create_server(
     embedder: str | MultiVectorEmbedder | None = None,
     *,
     top_k: int = DEFAULT_TOP_K,
+    mode: Mode = "visual",
     max_pixels: int = DEFAULT_LLM_PIXELS,
 ) -> MCPServer:
     """Make a server with the tools `search_pages`, `get_page` and `list_documents`: `create_server(store).run()`.
@@ -96,13 +97,15 @@ def create_server(
         store: Where the pages are; it need not hold anything yet.
         embedder: By default the one that the collection's fingerprint describes.
         top_k: How many pages a search returns, unless it asks for another number.
+        mode: By what pages are ranked: "visual" (MaxSim), "text" (BM25) or "hybrid" (both).
         max_pixels: Pictures are scaled down to this many pixels.
 
     Raises:
-        InvalidOptionError: If `top_k` or `max_pixels` is no whole number above 0.
+        InvalidOptionError: If `top_k` or `max_pixels` is no whole number above 0, or there is no such mode.
         MissingDependencyError: If the extra `[mcp]` is not installed.
     """
     check_count("top_k", top_k)
+    check_mode(mode)
     check_count("max_pixels", max_pixels)
     shared = _Shared(store, embedder)
     # Told on standard error, where a client's log is: what is of use for the person who set the server up.
@@ -122,7 +125,7 @@ def create_server(
             if file_name is not None:
                 _require_file(index, file_name)
             filters = None if file_name is None else _equal(file_name=file_name)
-            hits = index.as_retriever(similarity_top_k=top_k, filters=filters).retrieve(question)
+            hits = index.as_retriever(similarity_top_k=top_k, filters=filters, mode=mode).retrieve(question)
             language = str(index.embedder.fingerprint.options.get("language") or "en")
             return [
                 FoundPage(

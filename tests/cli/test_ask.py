@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from llama_index_colqwen import ColQwenIndex
 from llama_index_colqwen.resize import DEFAULT_LLM_PIXELS
 from tests.chat_endpoint import ChatEndpoint, chat_endpoint, image_size
 from tests.cli.commands import ROOT, run
@@ -86,6 +87,13 @@ def test_options_reach_the_model_and_a_program_gets_one_object(
     assert not body.get("stream")
     [(width, height)] = endpoint.image_sizes()
     assert width * height <= 10_000
+
+
+def test_the_model_is_shown_the_pages_that_the_mode_ranks_first(db: Path, endpoint: ChatEndpoint) -> None:
+    told = json.loads(ask(db, "--json", "--mode", "text").stdout)
+    with ColQwenIndex.from_existing(db) as index:
+        hits = index.as_retriever(mode="text").retrieve(QUESTION)
+    assert [page["score"] for page in told["pages"]] == [round(hit.get_score(), 4) for hit in hits]
 
 
 def test_text_only_sends_the_text_of_the_pages_and_no_picture(db: Path, endpoint: ChatEndpoint) -> None:

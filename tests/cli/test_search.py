@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from llama_index_colqwen import ColQwenIndex
+from llama_index_colqwen.retriever import Mode
 from tests.cli.commands import ROOT, run
 
 QUESTION = "Which sensor drifted least in the salt-spray test?"
@@ -43,6 +46,26 @@ def test_search_as_json_names_pages_whose_images_are_there(db: Path) -> None:
     assert Path(hits[0]["image_path"]).read_bytes().startswith(b"\xff\xd8")
     assert {"salt", "spray"} <= set(hits[0]["matched_words"])
     assert all(word in hits[0]["snippet"] for word in hits[0]["matched_words"])
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_pages_are_ranked_by_what_is_asked_for(db: Path, mode: Mode) -> None:
+    hits = json.loads(run("search", QUESTION, "--uri", db, "--mode", mode, "--json").stdout)
+
+    def ranked(mode: Mode) -> list[tuple[str, float]]:
+        nodes = index.as_retriever(similarity_top_k=5, mode=mode).retrieve(QUESTION)
+        return [(node.node_id, round(node.get_score(), 4)) for node in nodes]
+
+    with ColQwenIndex.from_existing(db) as index:
+        by_mode = {one: ranked(one) for one in get_args(Mode)}
+    found = [(hit["page_id"], hit["score"]) for hit in hits]
+    assert [one for one, expected in by_mode.items() if found == expected] == [mode]
+
+
+def test_a_mode_that_there_is_not_is_a_usage_error(db: Path) -> None:
+    result = run("search", QUESTION, "--uri", db, "--mode", "words")
+    assert result.exit_code == 2
+    assert "'words' is not one of 'visual', 'text', 'hybrid'" in result.stderr
 
 
 def test_filters_choose_the_pages(db: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
@@ -30,6 +30,7 @@ from pydantic import PrivateAttr
 from llama_index_colqwen import ColQwenIndex, ColQwenLangChainRetriever, PDFPageReader, QueryError
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError
 from llama_index_colqwen.integrations.langchain import content_blocks
+from llama_index_colqwen.retriever import Mode
 from tests.documents import write_text_pdf
 
 PAGES = ("Salinity of the harbour basin", "Turbidity of the harbour basin", "", "", "Height of the harbour quay")
@@ -105,6 +106,18 @@ async def test_number_and_filters_can_be_given_with_the_question(index: ColQwenI
     assert len(retriever.batch([question, "canal"])[0]) == 2
 
 
+async def test_pages_are_ranked_by_what_is_asked_for(index: ColQwenIndex) -> None:
+    question = "harbour basin"
+    seen = set()
+    for mode in get_args(Mode):
+        retriever = ColQwenLangChainRetriever(index, k=2, mode=mode)
+        expected = [hit.score for hit in index.as_retriever(similarity_top_k=2, mode=mode).retrieve(question)]
+        for found in (retriever.invoke(question), await retriever.ainvoke(question)):
+            assert [document.metadata["score"] for document in found] == expected
+        seen.add(tuple(expected))
+    assert len(seen) == len(get_args(Mode))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"k": 0}, {"k": True}, {"filters": {"page_number": None}}, {"filters": {"a": object()}}, {"filters": 3}],
@@ -119,6 +132,8 @@ def test_options_that_make_no_sense_are_our_error(index: ColQwenIndex, options: 
 def test_options_that_are_none_and_empty_questions_are_refused(index: ColQwenIndex) -> None:
     with pytest.raises(TypeError, match="top_k"):
         ColQwenLangChainRetriever(index, top_k=3)  # type: ignore[call-arg]
+    with pytest.raises(InvalidOptionError, match="mode is one of visual, text, hybrid; got 'words'"):
+        ColQwenLangChainRetriever(index, mode="words")  # type: ignore[arg-type]
     with pytest.raises(InvalidOptionError, match="index is a ColQwenIndex; got str"):
         ColQwenLangChainRetriever("./colqwen.db")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="top_k"):

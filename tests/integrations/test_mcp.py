@@ -84,6 +84,15 @@ async def test_search_finds_pages_in_words(client: Client, db: Path) -> None:
         assert [page["file_name"] for page in result.structured_content["result"]] == ["canal.pdf"]
 
 
+async def test_pages_are_ranked_by_what_is_asked_for(db: Path) -> None:
+    with ColQwenIndex.from_existing(db) as index:
+        (best,) = index.as_retriever(similarity_top_k=1, mode="text").retrieve("harbour")
+    with MilvusPageStore(db) as store:
+        async with Client(create_server(store, mode="text")) as client:
+            result = await client.call_tool("search_pages", {"question": "harbour", "top_k": 1})
+    assert result.structured_content["result"][0]["score"] == round(best.get_score(), 4) != 1
+
+
 async def test_get_page_shows_picture_and_text_by_id_label_and_number(client: Client, db: Path) -> None:
     async with client:
         found = await client.call_tool("search_pages", {"question": "turbidity", "top_k": 1})
@@ -200,6 +209,8 @@ def test_the_file_is_free_when_nothing_was_asked_for_some_time(db: Path, monkeyp
 def test_options_that_make_no_sense_are_refused(db: Path) -> None:
     with pytest.raises(InvalidOptionError, match="top_k"):
         create_server(MilvusPageStore(db), top_k=0)
+    with pytest.raises(InvalidOptionError, match="mode"):
+        create_server(MilvusPageStore(db), mode="words")  # type: ignore[arg-type]
 
 
 COMMAND = ["-m", "llama_index_colqwen.cli", "mcp"]
