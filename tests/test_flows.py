@@ -43,7 +43,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwenIndex]:
     folder = tmp_path_factory.mktemp("flows")
     write_text_pdf(folder / "pump.pdf", "valve of the pump leaks", "a pump and its valve", "a spare valve")
     write_text_pdf(folder / "tide.pdf", "tide gauge of the harbour")
-    documents = PDFPageReader(image_dir=folder / "images").load_data(folder, show_progress=False)
+    documents = PDFPageReader(image_dir=folder / "images", ocr="never").load_data(folder, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=folder / "p.db", show_progress=False) as made:
         yield made
 
@@ -206,7 +206,7 @@ def test_chat_modes_that_look_at_no_pages_are_refused(index: ColQwenIndex, llm: 
 
 def test_a_chat_goes_on_with_text_where_an_image_is_gone(tmp_path: Path, llm: SeeingLLM) -> None:
     pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge", "valve of the pump")
-    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    documents = PDFPageReader(image_dir=tmp_path / "images", ocr="never").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         pdf.unlink()
         Path(str(documents[0].metadata["file_path"])).unlink(missing_ok=True)
@@ -325,7 +325,7 @@ def test_a_docstore_and_documents_as_llamaindex_has_them(index: ColQwenIndex) ->
 
 def test_documents_are_updated_and_deleted_as_in_llamaindex(tmp_path: Path) -> None:
     pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge", "valve of the pump")
-    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    documents = PDFPageReader(image_dir=tmp_path / "images", ocr="never").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         documents[0].metadata["team"] = "harbour"
         made.update_ref_doc(documents[0])

@@ -89,7 +89,7 @@ def test_hits_are_image_nodes_whose_images_open(index: ColQwenIndex) -> None:
 
 def test_a_hit_is_short_where_it_is_printed_and_its_words_boxes_stay_out_of_metadata(tmp_path: Path) -> None:
     pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge of the harbour " * 20, "valve of the pump")
-    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    documents = PDFPageReader(image_dir=tmp_path / "images", ocr="never").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         hits = made.as_retriever(similarity_top_k=2).retrieve("gauge of the harbour")
         assert made.refresh_ref_docs([hit.node for hit in hits], show_progress=False) == [False, False]
@@ -113,7 +113,7 @@ def test_image_that_is_gone_is_named_in_the_log(index: ColQwenIndex, caplog: pyt
 
 def test_image_that_is_gone_is_drawn_again_from_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pdf = write_text_pdf(tmp_path / "two.pdf", "tide gauge of the harbour", "valve of the pump")
-    documents = PDFPageReader(image_dir=tmp_path / "images").load_data(pdf, show_progress=False)
+    documents = PDFPageReader(image_dir=tmp_path / "images", ocr="never").load_data(pdf, show_progress=False)
     with ColQwenIndex.from_documents(documents, uri=tmp_path / "p.db", show_progress=False) as made:
         [hit] = made.as_retriever(similarity_top_k=1).retrieve("valve")
         path = Path(str(hit.node.image_path))

@@ -60,7 +60,7 @@ def test_deleting_takes_file_names_paths_and_ids_or_else_nothing(tmp_path: Path)
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "c", "d"):
         write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report", f"{name} second page")
-    indexed = json.loads(run("index", tmp_path / "in", "--uri", db, "--json").stdout)
+    indexed = json.loads(run("index", tmp_path / "in", "--uri", db, "--ocr", "never", "--json").stdout)
     assert (indexed["pages"], indexed["added"], indexed["uri"]) == (8, 8, str(db))
     ids = {
         one["file_name"]: one["document_id"]
@@ -86,10 +86,10 @@ def test_deleting_takes_file_names_paths_and_ids_or_else_nothing(tmp_path: Path)
 @pytest.mark.slow
 def test_indexing_again_changes_nothing_and_a_new_version_replaces_the_old(tmp_path: Path) -> None:
     pdf, db = tmp_path / "report.pdf", tmp_path / "x.db"
-    write_text_pdf(pdf, "turbidity of the basin", "height of the quay")
+    write_text_pdf(pdf, "turbidity of the harbour basin", "height of the harbour quay")
     assert "2 added" in run("index", pdf, "--uri", db).output
     assert "0 added, 0 updated, 2 unchanged, 0 removed" in run("index", pdf, "--uri", db).output
-    write_text_pdf(pdf, "turbidity of the harbour")
+    write_text_pdf(pdf, "turbidity of the whole harbour")
     assert "1 pages in" in (output := run("index", pdf, "--uri", db).output)
     assert "1 added, 0 updated, 0 unchanged, 2 removed" in output
 
@@ -99,7 +99,7 @@ def test_prune_removes_files_that_are_gone_and_check_repairs(tmp_path: Path) -> 
     db = tmp_path / "x.db"
     (tmp_path / "in").mkdir()
     for name in ("kept", "gone"):
-        write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report", "second page")
+        write_text_pdf(tmp_path / "in" / f"{name}.pdf", f"{name} report of the harbour", "its second page, and last")
     assert "4 added" in run("index", tmp_path / "in", "--uri", db).output
     with fsspec.open("memory://far/away.pdf", "wb") as far:
         far.write((tmp_path / "in" / "gone.pdf").read_bytes().replace(b"%PDF-1.3", b"%PDF-1.4"))
@@ -171,9 +171,9 @@ def test_unknown_command_and_option_are_usage_errors() -> None:
 
 
 def test_unreadable_files_are_noted_when_skipped(tmp_path: Path) -> None:
-    write_text_pdf(tmp_path / "good.pdf", "turbidity of the basin")
+    write_text_pdf(tmp_path / "good.pdf", "turbidity of the harbour basin")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 and then nothing")
-    write_text_pdf(tmp_path / "a.pdf", "settling tank")
+    write_text_pdf(tmp_path / "a.pdf", "settling tanks of the harbour")
     result = run("index", tmp_path, "--uri", tmp_path / "x.db")
     assert result.exit_code == 1
     assert "1 pages are stored." in result.stderr

@@ -232,7 +232,7 @@ def test_without_libreoffice_the_other_files_of_a_folder_are_read(
     (tmp_path / "b.md").write_text("text")
     with pytest.raises(ConverterNotFoundError, match=r"a\.txt: .*LibreOffice, which is not installed.*apt-get install"):
         PDFPageReader().load_data(tmp_path)
-    write_text_pdf(tmp_path / "c.pdf", "A page of a PDF")
+    write_text_pdf(tmp_path / "c.pdf", "A page of a PDF with some words")
     with pytest.warns(SkippedDocumentWarning, match=r"a\.txt: .*LibreOffice.*The same is true of 1 more files"):
         (page,) = PDFPageReader().load_data(tmp_path)
     assert page.metadata["file_name"] == "c.pdf"

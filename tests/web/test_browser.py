@@ -158,7 +158,7 @@ def test_html_in_names_texts_and_questions_is_text(browser: Browser, address: st
 
 
 def test_a_file_is_added_with_progress_and_a_bad_one_is_told(browser: Browser, address: str, tmp_path: Path) -> None:
-    good = write_text_pdf(tmp_path / "otters.pdf", *["Otters hold hands"] * 60)
+    good = write_text_pdf(tmp_path / "otters.pdf", *["Otters hold hands while they sleep"] * 60)
     bad = tmp_path / "broken <b>.pdf"
     bad.write_bytes(b"%PDF-1.7 nothing")
     large = tmp_path / "large.pdf"
@@ -186,7 +186,7 @@ def test_a_file_is_added_with_progress_and_a_bad_one_is_told(browser: Browser, a
     assert "otters.pdf" in browser.all("#hits > li")[0].text
 
     # Dropped; another file of a name that there is.
-    write_text_pdf(good, "Badgers dig")
+    write_text_pdf(good, "Badgers dig setts that last for centuries")
     browser.run(
         """const moved = new DataTransfer();
         moved.items.add(new File([new Uint8Array(arguments[0])], "otters.pdf"));
@@ -231,7 +231,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, address: str, dark: bool) 
 
 
 def test_an_empty_index_says_what_to_do_and_takes_a_first_file(browser: Browser, tmp_path: Path) -> None:
-    file = write_text_pdf(tmp_path / "otters.pdf", "Otters hold hands")
+    file = write_text_pdf(tmp_path / "otters.pdf", "Otters hold hands while they sleep")
     with make_app(tmp_path) as app, run_app(app) as address:
         browser.open(address)
         assert "Drop a PDF here" in browser.one("#empty").text

@@ -65,6 +65,8 @@ def send(client: TestClient, name: str, body: bytes, **parameters: str) -> Any: 
 
 
 def pdf(folder: Path, *texts: str) -> bytes:
+    """A PDF of pages with so many words that none is read by OCR."""
+    texts = tuple(f"{text}, as is said of them everywhere" for text in texts)
     return write_text_pdf(folder / "made.pdf", *texts).read_bytes()
 
 
