@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in its __all__
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import BaseNode
-from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import WriteBehind, check_stopped, gather, read_ahead
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, seen_by, stream_pages
@@ -24,6 +23,7 @@ from llama_index_colqwen.errors import InvalidOptionError, NoPageImageError
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.nodes import caption, page_from_node, with_image_on_disk
 from llama_index_colqwen.pages import Page, files_of, with_files, with_relative_image
+from llama_index_colqwen.progress import tqdm
 from llama_index_colqwen.query import model_details
 from llama_index_colqwen.reading.reader import SkippedDocumentWarning
 from llama_index_colqwen.store.page_store import MilvusPageStore, StoredState

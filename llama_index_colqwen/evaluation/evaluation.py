@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
-from tqdm.auto import tqdm
 
 from llama_index_colqwen.errors import DocumentNotFoundError, InvalidOptionError, QueryError
 from llama_index_colqwen.evaluation.answer import Answer
@@ -20,6 +19,7 @@ from llama_index_colqwen.evaluation.figures import MEASURES, Figure, Values, mea
 from llama_index_colqwen.evaluation.questions import Question, read_questions
 from llama_index_colqwen.index import ColQwenIndex
 from llama_index_colqwen.nodes import PageNode, PageWithScore, caption
+from llama_index_colqwen.progress import tqdm
 from llama_index_colqwen.retriever import ColQwenRetriever, Mode, node_to_show
 from llama_index_colqwen.text_tables import as_text
 

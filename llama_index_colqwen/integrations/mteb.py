@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from llama_index.core.schema import Document
-from tqdm.auto import tqdm
 
 from llama_index_colqwen.embedders.lexical import LexicalEmbedder
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder
@@ -35,6 +34,7 @@ from llama_index_colqwen.evaluation.figures import split_measure
 from llama_index_colqwen.evaluation.html import html_page, html_table
 from llama_index_colqwen.fingerprint import fingerprint_digest
 from llama_index_colqwen.index import ColQwenIndex
+from llama_index_colqwen.progress import tqdm
 from llama_index_colqwen.reading import ocr as ocr_reading
 from llama_index_colqwen.reading.reader import PDFPageReader
 from llama_index_colqwen.retriever import Mode

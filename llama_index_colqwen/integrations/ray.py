@@ -526,7 +526,7 @@ def _connect(address: str | None) -> _Ray:
             f"There is no Ray cluster that could be reached ({in_one_line(error)}). Start one with `ray start --head`, "
             "or give address='local'."
         ) from error
-    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises bare ones, too, where a node of its own does not start
         raise ClusterError(f"Cannot connect to {where}: {in_one_line(error)}") from error
     return ray
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from llama_index.core.bridge.pydantic import Field, ValidationError, field_validator
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
-from tqdm.auto import tqdm
 
 from llama_index_colqwen.concurrency import check_stopped, look_ahead
 from llama_index_colqwen.errors import (
@@ -37,6 +36,7 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
 from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, join_surrogates, pack_boxes
+from llama_index_colqwen.progress import tqdm
 from llama_index_colqwen.reading import ocr
 from llama_index_colqwen.reading.ocr_results import Result, read_once
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert

@@ -355,3 +355,22 @@ def test_address_where_no_cluster_is_is_one_sentence(address: str, monkeypatch: 
         address = address.format(free.getsockname()[1])
         with pytest.raises(ClusterError, match=f"There is no Ray cluster at {address} .*HOST:PORT"):
             RayEmbedder("lexical", address=address)
+
+
+OWN_CLUSTER = """
+from llama_index_colqwen import ClusterError, RayEmbedder
+try:
+    RayEmbedder("lexical", address="local")
+except ClusterError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_cluster_of_its_own_that_does_not_start_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_python: Callable[..., str]
+) -> None:
+    pytest.importorskip("ray", reason="the [ray] extra is not installed")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 100)))  # no socket's path is that long
+    (tmp_path / ("x" * 100)).mkdir()
+    assert run_python(OWN_CLUSTER).startswith("Cannot connect to a Ray cluster: ")

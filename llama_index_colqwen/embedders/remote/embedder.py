@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-from tqdm.auto import tqdm
-
 from llama_index_colqwen.concurrency import BackgroundLoop, after_fork, gather, in_thread, look_ahead
 from llama_index_colqwen.embedders.remote.client import EndpointClient, RefusedItemError
 from llama_index_colqwen.embedders.remote.pooling_client import PoolingClient
@@ -32,6 +30,7 @@ from llama_index_colqwen.errors import (
 from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, PageVectors
 from llama_index_colqwen.pages import Page
+from llama_index_colqwen.progress import tqdm
 
 __all__ = ["EndpointEmbedder"]
 
