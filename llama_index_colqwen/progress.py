@@ -1,4 +1,7 @@
-"""Progress bars, in processes that are forked off while a thread draws one, too. Knows nothing of what the work is."""
+"""tqdm's progress bars, safe in processes that are forked off while a thread draws one.
+
+Knows nothing of what the work is.
+"""
 
 from __future__ import annotations
 

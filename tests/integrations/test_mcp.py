@@ -219,9 +219,11 @@ COMMAND = ["-m", "llama_index_colqwen.cli", "mcp"]
 @pytest.mark.slow
 async def test_command_serves_a_client_over_standard_input_and_output(db: Path, tmp_path: Path) -> None:
     environment = {name: os.environ[name] for name in ("PYTHONPYCACHEPREFIX", "XDG_CACHE_HOME") if name in os.environ}
-    server = StdioServerParameters(
-        command=sys.executable, args=[*COMMAND, "--uri", str(db), "-k", "1"], env=environment, cwd=tmp_path
-    )
+    question = "How turbid is the harbour?"
+    with ColQwenIndex.from_existing(db) as index:
+        (best,) = index.as_retriever(similarity_top_k=1, mode="text").retrieve(question)
+    options = ["--uri", str(db), "-k", "1", "--mode", "text"]
+    server = StdioServerParameters(command=sys.executable, args=[*COMMAND, *options], env=environment, cwd=tmp_path)
     with (tmp_path / "log").open("w+") as log:
         async with Client(stdio_client(server, errlog=log)) as client:
             with MilvusPageStore(db) as store:
@@ -230,8 +232,9 @@ async def test_command_serves_a_client_over_standard_input_and_output(db: Path, 
             assert refused.is_error
             assert "x.db is in use by another process" in said(refused)
             assert nothing_local(said(refused), db)
-            found = await client.call_tool("search_pages", {"question": "How turbid is the harbour?"})
+            found = await client.call_tool("search_pages", {"question": question})
             (page,) = found.structured_content["result"]
+            assert (page["page_id"], page["score"]) == (best.node_id, round(best.get_score(), 4))
             shown = await client.call_tool("get_page", {"page_id": page["page_id"]})
             assert [block.type for block in shown.content] == ["text", "image"]
             assert nothing_local(said(found) + said(shown), db)
