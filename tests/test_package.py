@@ -112,6 +112,18 @@ def test_importing_loads_nothing_heavy(start: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_llamaindex_loads_where_nodes_are_and_not_in_what_draws_embeds_stores_or_serves_pages() -> None:
+    modules = (
+        "embedders.colqwen embedders.lexical embedders.remote reading.extraction serving.app serving.handler store"
+    )
+    code = (
+        f"import importlib, sys; [importlib.import_module('llama_index_colqwen.' + one) for one in {modules.split()}]"
+    )
+    code += "; print({'llama_index', 'pypdfium2'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
 def test_errors_are_also_the_builtins_they_are_documented_as() -> None:
     from llama_index_colqwen import errors
 

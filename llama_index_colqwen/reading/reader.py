@@ -6,78 +6,48 @@ Knows nothing of embedders or Milvus.
 from __future__ import annotations
 
 import base64
-import hashlib
-import multiprocessing.resource_tracker
 import os
-import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llama_index.core.bridge.pydantic import Field, ValidationError, field_validator
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
 
-from llama_index_colqwen.concurrency import check_stopped, look_ahead
 from llama_index_colqwen.errors import (
     ConverterNotFoundError,
     DocumentError,
-    DocumentNotFoundError,
     InvalidOptionError,
     MissingDependencyError,
-    in_one_line,
 )
-from llama_index_colqwen.images import encode_image, image_sha256, write_page_image
 from llama_index_colqwen.nodes import HIDDEN_METADATA, make_page_id
-from llama_index_colqwen.pages import PageImage, RenderedPage, WordBox, join_surrogates, pack_boxes
 from llama_index_colqwen.progress import tqdm
 from llama_index_colqwen.reading import ocr
-from llama_index_colqwen.reading.ocr_results import Result, read_once
+from llama_index_colqwen.reading.extraction import ExtractedPage, PageExtractor
 from llama_index_colqwen.reading.office import OFFICE_SUFFIXES, OfficeFile, convert
 from llama_index_colqwen.reading.rendering import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_PAGE_TIMEOUT,
-    SUPPORTED_SUFFIXES,
     Renderer,
     expected_pages,
-    render_document,
-    split_pages,
 )
+from llama_index_colqwen.reading.sources import Source, SourceFile, find_files, sha256
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
-    from loky import ProcessPoolExecutor
 
 __all__ = ["DocumentStream", "MissingTextWarning", "PDFPageReader", "SkippedDocumentWarning", "Source"]
-
-Source: TypeAlias = str | PurePath | bytes
-"""A path or an address of a file or folder, or a file's bytes."""
-
-_AnyPath = TypeVar("_AnyPath", bound=PurePath)
-
-_Read: TypeAlias = "_Page | DocumentError"
-"""A page, or the error that is in its place or in that of all pages that were to follow."""
-
-_Part: TypeAlias = Callable[[], Iterable[_Read]]
-
-_Tell: TypeAlias = Callable[[str], object]
-"""Shows what is being read."""
 
 _Count: TypeAlias = Callable[[], "int | None"]
 """Counts the pages that there will be, if that is cheap."""
 
-_PART_PAGES = 8  # read by a worker process at a time
 _CONVERTED_FILES = 16  # by one run of LibreOffice, of which the first page waits
-_TELL_SECONDS = 0.5  # how often progress is shown while worker processes are waited for
-
-# A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
-_MIN_TEXT_CHARACTERS = 20
 
 
 class MissingTextWarning(UserWarning):
@@ -112,46 +82,10 @@ class DocumentStream(Iterator[Document]):
         self._documents.close()
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file that was found: what it is called in text, where it is, how to get its bytes, and its sha256 if known.
-
-    Errors call it by its path within the folder that was given, if that is not its name.
-    """
-
-    name: str
-    path: str | None
-    source: Path | bytes | None
-    fs: AbstractFileSystem | None = None
-    document_id: str = ""
-    within: str = ""
-
-    @property
-    def suffix(self) -> str:
-        return PurePath(self.name).suffix.lower()
-
-    def load(self) -> Path | bytes:
-        if self.source is not None:
-            return self.source
-        try:
-            data: bytes = self.fs.cat_file(self.path)  # type: ignore[union-attr]
-        except Exception as error:  # whatever a file system raises
-            raise DocumentError(f"{self.name}: the file cannot be fetched ({in_one_line(error)}).") from error
-        return data
-
-
-@dataclass(frozen=True)
-class _Page:
-    """A page that was read, and whether it lacks text that OCR would have found."""
-
-    document: Document
-    lacks_text: bool
-
-
 class _LeftOut:
     """What could not be read of some files; said at the end, once for each reason."""
 
-    def __init__(self, files: Sequence[_File]) -> None:
+    def __init__(self, files: Sequence[SourceFile]) -> None:
         self.without_text: list[str] = []
         self._files = files
         self._skipped: dict[int, list[str]] = {}  # a file's number -> what is wrong with its pages
@@ -313,19 +247,23 @@ class PDFPageReader(BasePydanticReader):
             MissingDependencyError: If an option needs an extra that is not installed.
         """
         # The paths are looked up now and not at the first page, so that a typing error is heard where it is made.
-        files = self._find(source, extra_info or {}, fs)
+        files = find_files(source, extra_info or {}, self.image_dir, fs)
         count = cache(partial(self._count_pages, files)) if show_progress else _not_counted
         return DocumentStream(self._read(files, extra_info or {}, count, show_progress), count)
 
     def _read(
-        self, files: Sequence[_File], extra_info: dict[str, Any], count: _Count, show_progress: bool
+        self, files: Sequence[SourceFile], extra_info: dict[str, Any], count: _Count, show_progress: bool
     ) -> Generator[Document, None, None]:
         left_out = _LeftOut(files)
         pages_read = 0
         with (
             tempfile.TemporaryDirectory(prefix="colqwen-") as scratch,
             tqdm(total=count(), desc="Reading pages", unit="page", disable=not show_progress, delay=1) as progress,
-            closing(self._parts(self._converted(files, Path(scratch)), extra_info, partial(_tell, progress))) as parts,
+            closing(
+                self._extractor(extra_info).read_files(
+                    self._converted(files, Path(scratch)), self.num_workers, partial(_tell, progress)
+                )
+            ) as parts,
         ):
             for number, read in parts:
                 for page in read():
@@ -335,18 +273,28 @@ class PDFPageReader(BasePydanticReader):
                         progress.update()
                         continue
                     if page.lacks_text:
-                        left_out.without_text.append(
-                            f"{files[number].name} page {page.document.metadata['page_number']}"
-                        )
+                        left_out.without_text.append(f"{files[number].name} page {page.page_number}")
                     progress.update()
                     pages_read += 1
-                    yield page.document
+                    yield _to_document(page)
         left_out.warn()
 
-    def _converted(self, files: Sequence[_File], scratch: Path) -> Iterator[_File | DocumentError]:
+    def _extractor(self, extra_info: dict[str, Any]) -> PageExtractor:
+        return PageExtractor(
+            image_dir=self.image_dir,
+            renderer=self.renderer,
+            max_pixels=self.max_pixels,
+            extract_text=self.extract_text,
+            ocr=self.ocr,
+            password=self.password,
+            page_timeout=self.page_timeout,
+            extra_info=extra_info,
+        )
+
+    def _converted(self, files: Sequence[SourceFile], scratch: Path) -> Iterator[SourceFile | DocumentError]:
         """Yield the files, office documents as the PDFs that they are converted to when the first of some is needed."""
         office = [number for number, file in enumerate(files) if file.suffix in OFFICE_SUFFIXES]
-        done: dict[int, _File | DocumentError] = {}
+        done: dict[int, SourceFile | DocumentError] = {}
         for number, file in enumerate(files):
             if file.suffix not in OFFICE_SUFFIXES:
                 yield file
@@ -356,14 +304,14 @@ class PDFPageReader(BasePydanticReader):
                 done = dict(zip(some, self._convert([files[one] for one in some], scratch), strict=True))
             yield done.pop(number)
 
-    def _convert(self, files: Sequence[_File], scratch: Path) -> list[_File | DocumentError]:
+    def _convert(self, files: Sequence[SourceFile], scratch: Path) -> list[SourceFile | DocumentError]:
         folder = scratch if self.image_dir is None else Path(self.image_dir) / "converted"
-        found: list[tuple[str, _File | DocumentError]] = []
+        found: list[tuple[str, SourceFile | DocumentError]] = []
         todo: dict[str, OfficeFile] = {}
         for file in files:
             try:
                 source = file.load()
-                document_id = _sha256(source)
+                document_id = sha256(source)
             except DocumentError as error:
                 found.append(("", error))
                 continue
@@ -375,172 +323,13 @@ class PDFPageReader(BasePydanticReader):
         errors = convert(todo, folder, self.convert_timeout) if todo else {}
         return [errors.get(key, file) for key, file in found]
 
-    def _count_pages(self, files: Sequence[_File]) -> int | None:
+    def _count_pages(self, files: Sequence[SourceFile]) -> int | None:
         """Count the pages that there will be; None where a file would have to be fetched or converted for it."""
         if any(file.source is None or file.suffix in OFFICE_SUFFIXES for file in files):
             return None
         return sum(
             expected_pages(file.load(), file.name, self.renderer, self.password, self.page_timeout) for file in files
         )
-
-    def _parts(
-        self, files: Iterable[_File | DocumentError], extra_info: dict[str, Any], tell: _Tell
-    ) -> Generator[tuple[int, _Part], None, None]:
-        """Say for every file by its number, or for parts of it, how its pages are had."""
-        # multiprocessing's daemonic processes, such as SimpleDirectoryReader's, have no children.
-        if self.num_workers == 1 or multiprocessing.current_process().daemon:
-            for number, file in enumerate(files):
-                yield number, partial(self._read_file, file, extra_info, tell=tell)
-            return
-        with _interrupts_held():
-            workers = _worker_processes(self.num_workers)
-
-        def submitted() -> Iterator[tuple[int, _Part]]:
-            for number, file in enumerate(files):
-                try:
-                    if isinstance(file, DocumentError):
-                        raise file
-                    source = file.load()
-                    loaded = replace(file, source=source, fs=None, document_id=file.document_id or _sha256(source))
-                    ranges = split_pages(
-                        source, file.name, self.renderer, self.password, _PART_PAGES, self.page_timeout
-                    )
-                except DocumentError as error:
-                    failed: list[_Read] = [error]
-                    yield number, lambda failed=failed: failed  # type: ignore[misc]
-                    continue
-                for pages in ranges:
-                    with _interrupts_held():
-                        reading = workers.submit(_read_part, self, loaded, extra_info, pages)
-                    first = f"{file.name} page {pages.start + 1}" if pages else file.name
-                    yield number, partial(_wait_for, reading, partial(tell, first))
-
-        try:
-            yield from look_ahead(submitted(), 2 * self.num_workers)
-        except BaseException:  # an error, Ctrl-C, or a reading that is not wanted any longer
-            workers.shutdown(kill_workers=True)
-            raise
-
-    def _read_file(
-        self,
-        file: _File | DocumentError,
-        extra_info: dict[str, Any],
-        indexes: range | None = None,
-        tell: _Tell = str,
-    ) -> Iterator[_Read]:
-        if isinstance(file, DocumentError):
-            yield file
-            return
-        try:
-            source = file.load()
-            document_id = file.document_id or _sha256(source)
-            rendered = render_document(
-                source,
-                file.name,
-                renderer=self.renderer,
-                max_pixels=self.max_pixels,
-                extract_text=self.extract_text,
-                password=self.password,
-                pages=indexes,
-                page_timeout=self.page_timeout,
-            )
-            with closing(rendered) as pages:  # an interruption's traceback would keep the file open
-                for page in pages:
-                    if isinstance(page, DocumentError):
-                        yield page
-                    else:
-                        yield self._read_page(file, document_id, page, extra_info, tell)
-        except DocumentError as error:
-            yield error
-
-    def _read_page(
-        self, file: _File, document_id: str, page: RenderedPage, extra_info: dict[str, Any], tell: _Tell
-    ) -> _Page:
-        image = encode_image(page.image)
-        begin_ocr = partial(tell, f"OCR: {file.name} page {page.page_number}")
-        words, text, text_source = self._read_text(page, image, begin_ocr)
-        lacks_text = text_source == "none" and not ocr.is_available() and self._wants_ocr(page)
-        metadata = {
-            **extra_info,
-            "file_name": file.name,
-            **({"file_path": _escaped(file.path)} if file.path is not None else {}),
-            "page_label": page.page_label,
-            "page_number": page.page_number,
-            "document_id": document_id,
-            "page_sha256": image_sha256(image.data),
-            "text_source": text_source,
-            **({"section": page.section} if page.section else {}),
-            "word_boxes": pack_boxes(words),
-        }
-        return _Page(self._to_document(document_id, page.page_number, image, text, metadata), lacks_text)
-
-    def _to_document(
-        self, document_id: str, page_number: int, image: PageImage, text: str, metadata: dict[str, Any]
-    ) -> Document:
-        kwargs: dict[str, Any] = {"image_mimetype": image.mimetype}
-        if self.image_dir is None:
-            kwargs["image"] = base64.b64encode(image.data)
-        else:
-            kwargs["image_path"] = write_page_image(self.image_dir, document_id, page_number, image)
-        return ImageDocument(
-            id_=make_page_id(document_id, page_number),
-            # Not text=...: an empty text would leave no resource at all, and ingestion caches key on its content.
-            text_resource=MediaResource(text=text),
-            metadata=metadata,
-            excluded_llm_metadata_keys=list(HIDDEN_METADATA),
-            excluded_embed_metadata_keys=list(HIDDEN_METADATA),
-            **kwargs,
-        )
-
-    def _wants_ocr(self, page: RenderedPage) -> bool:
-        if not self.extract_text or self.ocr == "never":
-            return False
-        if self.ocr == "always":
-            return True
-        if sum(character.isalnum() for character in page.text) >= _MIN_TEXT_CHARACTERS:
-            return False
-        darkest, brightest = page.image.convert("L").getextrema()
-        return darkest != brightest  # an empty sheet has nothing to read
-
-    def _read_text(
-        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
-    ) -> tuple[list[WordBox], str, str]:
-        if self._wants_ocr(page) and ocr.is_available():
-            words, text = self._recognise(page, image, begin_ocr)
-            if text:
-                return words, text, "ocr"
-        return page.words, page.text, "text-layer" if page.text else "none"
-
-    def _recognise(
-        self, page: RenderedPage, image: PageImage, begin_ocr: Callable[[], object]
-    ) -> tuple[list[WordBox], str]:
-        """Run OCR, or take what it read of the same image before."""
-        name = f"{image_sha256(image.data)}-{ocr.ENGINE}"
-
-        def read() -> Result:
-            begin_ocr()
-            return ocr.read_words(page.image)
-
-        return read_once(name, self.image_dir, read)
-
-    def _find(
-        self, source: Source | Sequence[Source], extra_info: dict[str, Any], fs: AbstractFileSystem | None
-    ) -> list[_File]:
-        if not isinstance(source, (str, PurePath, bytes, Iterable)):
-            raise InvalidOptionError(f"A source is a path, bytes, or a list of these; got {type(source).__name__}.")
-        sources = [source] if isinstance(source, (str, PurePath, bytes)) else list(source)
-        if not sources:
-            raise DocumentNotFoundError("No files were given: the list of paths is empty.")
-        files: list[_File] = []
-        for one in sources:
-            if isinstance(one, bytes):
-                name = str(extra_info.get("file_name") or f"document-{_sha256(one)[:8]}")
-                files.append(_File(join_surrogates(name), extra_info.get("file_path"), one))
-            elif isinstance(one, (str, PurePath)):
-                files.extend(_find_path(str(one), self.image_dir, fs))
-            else:
-                raise InvalidOptionError(f"A source is a path or bytes; got {type(one).__name__}.")
-        return files
 
 
 @contextmanager
@@ -556,142 +345,25 @@ def _option_errors() -> Iterator[None]:
         raise InvalidOptionError(f"PDFPageReader's option {name}: {first['msg']}{got}.") from None
 
 
+def _to_document(page: ExtractedPage) -> Document:
+    kwargs: dict[str, Any] = {"image_mimetype": page.image_mimetype}
+    if isinstance(page.image, bytes):
+        kwargs["image"] = base64.b64encode(page.image)
+    else:
+        kwargs["image_path"] = page.image
+    return ImageDocument(
+        id_=make_page_id(page.document_id, page.page_number),
+        # Not text=...: an empty text would leave no resource at all, and ingestion caches key on its content.
+        text_resource=MediaResource(text=page.text),
+        metadata=page.metadata,
+        excluded_llm_metadata_keys=list(HIDDEN_METADATA),
+        excluded_embed_metadata_keys=list(HIDDEN_METADATA),
+        **kwargs,
+    )
+
+
 def _not_counted() -> None:
     return None
-
-
-def _read_part(reader: PDFPageReader, file: _File, extra_info: dict[str, Any], indexes: range | None) -> list[_Read]:
-    """Read pages in a worker process."""
-    return list(reader._read_file(file, extra_info, indexes))
-
-
-def _wait_for(reading: Future[list[_Read]], tell: Callable[[], object]) -> list[_Read]:
-    while not wait([reading], timeout=_TELL_SECONDS).done:
-        check_stopped()
-        tell()
-    return reading.result()
-
-
-_WORKERS_OF: set[int] = set()
-"""Processes that have the executor which loky keeps for the next reading: this one, or those it was forked off."""
-
-
-def _worker_processes(number: int) -> ProcessPoolExecutor:
-    from loky import ProcessPoolExecutor, get_reusable_executor
-
-    if not _WORKERS_OF - {os.getpid()}:
-        _WORKERS_OF.add(os.getpid())
-        return get_reusable_executor(number)
-    # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
-    return ProcessPoolExecutor(number)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back, for ever in processes that are started meanwhile: a terminal sends it to them, too.
-
-    They would each print a traceback; the process that started them ends them.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    # Each process that is started starts this one, which with older Pythons lets go of what is held.
-    multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _escaped(path: str) -> str:
-    """Write what is not UTF-8 in a path as an escape: two files never share one, which refreshing relies on."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _find_path(source: str, image_dir: str | Path | None, fs: AbstractFileSystem | None) -> Iterable[_File]:
-    if fs is not None:
-        return _find_remote(source, fs)
-    return _find_url(source) if "://" in source else _find_local(source, image_dir)
-
-
-def _find_url(url: str) -> Iterable[_File]:
-    from fsspec.core import url_to_fs
-
-    try:
-        fs, path = url_to_fs(url)
-        # Known by their addresses: a path alone would be one on this machine's disk.
-        return [replace(file, path=fs.unstrip_protocol(file.path)) for file in _find_remote(path, fs)]
-    except DocumentError:
-        raise
-    except Exception as error:  # no package for the protocol, no rights, no network
-        raise DocumentError(f"{join_surrogates(url)}: cannot be looked up ({in_one_line(error)}).") from error
-
-
-def _find_local(source: str, image_dir: str | Path | None) -> Iterable[_File]:
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        written = Path(image_dir).resolve() if image_dir else None
-        inside = [
-            child
-            for child in sorted(path.rglob("*"))
-            if child.is_file()
-            and not _is_hidden(child.relative_to(path))
-            and not (written and child.resolve().is_relative_to(written))
-        ]
-        chosen = _readable(inside, str(path))
-    elif path.exists():
-        chosen = [path]
-    else:
-        raise DocumentNotFoundError(f"{join_surrogates(str(path))}: there is no such file or folder.")
-    return [
-        _File(join_surrogates(child.name), str(child.resolve()), child, within=_within(child, path)) for child in chosen
-    ]
-
-
-def _find_remote(path: str, fs: AbstractFileSystem) -> Iterable[_File]:
-    if fs.isdir(path):
-        root = PurePosixPath(fs._strip_protocol(path))
-        inside = [PurePosixPath(child) for child in sorted(fs.find(path))]
-        chosen = _readable([child for child in inside if not _is_hidden(child.relative_to(root))], path)
-        return [
-            _File(join_surrogates(child.name), str(child), None, fs, within=_within(child, root)) for child in chosen
-        ]
-    if not fs.exists(path):
-        raise DocumentNotFoundError(f"{join_surrogates(path)}: there is no such file or folder on {type(fs).__name__}.")
-    return [_File(join_surrogates(PurePosixPath(path).name), path, None, fs)]
-
-
-def _within(path: PurePath, given: PurePath) -> str:
-    return "" if path == given else join_surrogates(path.relative_to(given).as_posix())
-
-
-def _is_hidden(path: PurePath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _readable(inside: Sequence[_AnyPath], folder: str) -> list[_AnyPath]:
-    """Keep the files of a folder that are of a type that is read; a folder without any is an error."""
-    chosen = [child for child in inside if child.suffix.lower() in SUPPORTED_SUFFIXES]
-    if chosen:
-        return chosen
-    suffixes = sorted({child.suffix.lower() or "(none)" for child in inside})
-    found = f"only files of type {', '.join(suffixes)}" if suffixes else "no files at all"
-    supported = ", ".join(sorted(SUPPORTED_SUFFIXES))
-    raise DocumentNotFoundError(join_surrogates(f"{folder}: the folder has {found}; supported are {supported}."))
-
-
-def _sha256(source: Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    digest = hashlib.sha256()
-    try:
-        with source.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DocumentError(f"{join_surrogates(source.name)}: the file cannot be read ({error.strerror}).") from error
-    return digest.hexdigest()
 
 
 def _tell(progress: tqdm[Any], what: str) -> None:
@@ -704,7 +376,7 @@ def _and_more(others: Sequence[object], what: str) -> str:
     return f" (The same is true of {len(others)} more {what}.)" if others else ""
 
 
-def _with_path(error: DocumentError, file: _File) -> DocumentError:
+def _with_path(error: DocumentError, file: SourceFile) -> DocumentError:
     """Let an error's sentence begin with the file's path within the folder, not only with its name."""
     message = str(error)
     if file.within and message.startswith(file.name):

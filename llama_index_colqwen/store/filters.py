@@ -18,16 +18,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from llama_index_colqwen.errors import InvalidOptionError
 from llama_index_colqwen.store.connection import quote
-from llama_index_colqwen.store.schema import PageEntry
+from llama_index_colqwen.store.search import PageFilter
 
-__all__ = ["PageFilter", "any_of", "page_filter"]
+__all__ = ["any_of", "page_filter"]
 
 _WITH_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
 _WITH_TEXTS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
@@ -38,25 +37,6 @@ _NEGATED = (FilterOperator.NE, FilterOperator.NIN)
 
 _MAX_DEPTH = 32
 _MAX_ALTERNATIVES = 64  # Milvus 2.3 takes 40 ms to parse a hundred, and 10 s for two thousand
-
-
-@dataclass(frozen=True)
-class PageFilter:
-    """Which pages to look at.
-
-    Attributes:
-        expression: Of Milvus's language; keeps all pages that match, and maybe others. Empty if it keeps all.
-        matches: Whether a page's metadata match.
-        key: Equal for equal filters.
-    """
-
-    expression: str
-    matches: Callable[[Mapping[str, Any]], bool]
-    key: str = ""
-
-    def keeps(self, entry: PageEntry) -> bool:
-        """Whether a page matches."""
-        return self.matches(entry.metadata)
 
 
 def page_filter(filters: MetadataFilters | None) -> PageFilter | None:

@@ -36,9 +36,8 @@ from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.connection import MilvusConnection
-from llama_index_colqwen.store.filters import PageFilter
 from llama_index_colqwen.store.schema import ENTRY_FIELDS, PageEntry, StoredVectors
-from llama_index_colqwen.store.search import NewPage, lost_pages
+from llama_index_colqwen.store.search import NewPage, PageFilter, lost_pages
 from llama_index_colqwen.store.table import MilvusTable
 from llama_index_colqwen.store.vector_cache import VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables

@@ -20,7 +20,6 @@ from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.late_interaction.pooling import pool_to
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.connection import MilvusConnection
-from llama_index_colqwen.store.filters import PageFilter
 from llama_index_colqwen.store.schema import (
     ENTRY_FIELDS,
     NATIVE_FIELD,
@@ -32,7 +31,7 @@ from llama_index_colqwen.store.schema import (
     page_from_row,
     page_of_candidate,
 )
-from llama_index_colqwen.store.search import NewPage, lost_pages
+from llama_index_colqwen.store.search import NewPage, PageFilter, lost_pages
 from llama_index_colqwen.store.table import MilvusTable, batches
 from llama_index_colqwen.store.vector_cache import VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables

@@ -36,7 +36,6 @@ from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector, VectorDtype, encode_vectors
 from llama_index_colqwen.pages import Page, PageFile, files_of, locate_image, with_files, with_relative_image
 from llama_index_colqwen.store.connection import MilvusConnection, is_local, normalise_uri, quote, split_credentials
-from llama_index_colqwen.store.filters import any_of, page_filter
 from llama_index_colqwen.store.lite_search import LiteSearch
 from llama_index_colqwen.store.milvus_search import MilvusSearch
 from llama_index_colqwen.store.native_search import NativeSearch
@@ -63,7 +62,7 @@ from llama_index_colqwen.store.schema import (
     vectors_hash,
     vectors_row,
 )
-from llama_index_colqwen.store.search import CandidateSearch, NewPage
+from llama_index_colqwen.store.search import CandidateSearch, NewPage, PageFilter
 from llama_index_colqwen.store.shared import SharedCollection, SharedUse, collection_lock, drop_shared
 from llama_index_colqwen.store.table import MilvusTable, batches
 from llama_index_colqwen.store.text_search import TextRanking, TextSearch, WordCounter, note_change
@@ -332,7 +331,7 @@ class MilvusPageStore:
             InvalidOptionError: If a filter's value does not go with its operator.
         """
         search = self._require_open().search
-        chosen = page_filter(filters)
+        chosen = _page_filter(filters)
         with self._changing(search):
             found = search.entries(page_ids) if page_ids else {}
             for document_id in document_ids:
@@ -360,6 +359,8 @@ class MilvusPageStore:
         Returns:
             How many pages were deleted.
         """
+        from llama_index_colqwen.store.filters import any_of
+
         search = self._require_open().search
         chosen = any_of("file_path", list(versions))
         if chosen is None:
@@ -434,12 +435,12 @@ class MilvusPageStore:
     def count(self, filters: MetadataFilters | None = None) -> int:
         """Return how many pages are stored, or match filters."""
         search = self._require_open().search
-        chosen = page_filter(filters)
+        chosen = _page_filter(filters)
         return self._pages.count() if chosen is None else len(search.find(chosen.expression, chosen.keeps))
 
     def page_ids(self, filters: MetadataFilters | None = None) -> list[str]:
         """Return the ids of the pages that are stored, or match filters, by file name and page number."""
-        search, chosen = self._require_open().search, page_filter(filters)
+        search, chosen = self._require_open().search, _page_filter(filters)
         found = search.find() if chosen is None else search.find(chosen.expression, chosen.keeps)
 
         def place(entry: PageEntry) -> tuple[str, int, str]:
@@ -527,7 +528,7 @@ class MilvusPageStore:
             )
         if not np.isfinite(query).all():
             raise QueryError("The query's vectors are not finite: the embedder failed.")
-        return opened.search.candidates(query, candidate_k, page_filter(filters), exact)
+        return opened.search.candidates(query, candidate_k, _page_filter(filters), exact)
 
     def rank_texts(
         self, queries: Sequence[str], words: WordCounter, top_k: int, filters: MetadataFilters | None = None
@@ -545,7 +546,7 @@ class MilvusPageStore:
         Raises:
             InvalidOptionError: If `top_k` is below 1, or a filter's value does not go with its operator.
         """
-        opened, chosen = self._require_open(), page_filter(filters)
+        opened, chosen = self._require_open(), _page_filter(filters)
         check_count("top_k", top_k)
         return opened.texts.rank(queries, words, top_k, chosen)
 
@@ -864,6 +865,14 @@ def _row_bytes(row: Mapping[str, Any]) -> int:
 
 def _entry(page: Page, stored: StoredVectors) -> PageEntry:
     return PageEntry(page.page_id, page.document_id, page.content_hash, page.revision, stored, filterable(page))
+
+
+def _page_filter(filters: MetadataFilters | None) -> PageFilter | None:
+    if filters is None:
+        return None
+    from llama_index_colqwen.store.filters import page_filter  # loads LlamaIndex, which the store does without
+
+    return page_filter(filters)
 
 
 def _by_id(entries: Sequence[PageEntry]) -> dict[str, PageEntry]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from llama_index_colqwen.late_interaction.maxsim import Candidate
 from llama_index_colqwen.late_interaction.multivectors import MultiVector
 from llama_index_colqwen.pages import Page
-from llama_index_colqwen.store.filters import PageFilter
 from llama_index_colqwen.store.schema import PageEntry
 from llama_index_colqwen.store.vector_cache import CachedVectors
 
-__all__ = ["CandidateSearch", "NewPage", "lost_pages"]
+__all__ = ["CandidateSearch", "NewPage", "PageFilter", "lost_pages"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,25 @@ class NewPage:
     entry: PageEntry
     vectors: MultiVector = field(repr=False)
     encoded: CachedVectors = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PageFilter:
+    """Which pages to look at.
+
+    Attributes:
+        expression: Of Milvus's language; keeps all pages that match, and maybe others. Empty if it keeps all.
+        matches: Whether a page's metadata match.
+        key: Equal for equal filters.
+    """
+
+    expression: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    key: str = ""
+
+    def keeps(self, entry: PageEntry) -> bool:
+        """Whether a page matches."""
+        return self.matches(entry.metadata)
 
 
 class CandidateSearch(Protocol):

@@ -20,8 +20,7 @@ from llama_index_colqwen.fingerprint import EmbedderFingerprint
 from llama_index_colqwen.late_interaction.maxsim import RankedPage
 from llama_index_colqwen.pages import Page
 from llama_index_colqwen.store.bm25 import Bm25, WordCounts
-from llama_index_colqwen.store.filters import PageFilter
-from llama_index_colqwen.store.search import CandidateSearch
+from llama_index_colqwen.store.search import CandidateSearch, PageFilter
 from llama_index_colqwen.store.table import MilvusTable, batches
 
 __all__ = ["TextRanking", "TextSearch", "WordCounter", "note_change"]
