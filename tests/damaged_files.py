@@ -141,9 +141,7 @@ def _with_annotations(data: bytes) -> bytes:
     with pikepdf.open(io.BytesIO(data)) as pdf:
         look = pdf.make_stream(b"q 1 0 0 rg 0 0 80 20 re f BT /F1 9 Tf 2 5 Td (stamped) Tj ET Q")
         look.Type, look.Subtype, look.BBox = Name.XObject, Name.Form, [0, 0, 80, 20]
-        look.Resources = Dictionary(
-            Font=Dictionary(F1=pdf.pages[0].Resources.Font[next(iter(pdf.pages[0].Resources.Font))])
-        )
+        look.Resources = Dictionary(Font=Dictionary(F1=next(iter(dict(pdf.pages[0].Resources.Font).values()))))
         kinds = [Name.FreeText, Name.Stamp, Name.Highlight, Name.Text, Name.Ink, Name.Square]
         for place, kind in enumerate(kinds):
             note = Dictionary(Type=Name.Annot, Subtype=kind, Rect=[20, 20 + 30 * place, 100, 40 + 30 * place], F=4)

@@ -155,6 +155,7 @@ def _lift(match: TokenMatch, kind: str) -> Floats:
     is, or that are at least half as like it; the others are so by chance.
     """
     if kind == "patches":
-        return np.maximum(match.similarities - np.median(match.similarities), 0)
+        above: Floats = np.maximum(match.similarities - np.median(match.similarities), 0)
+        return above
     like = match.similarities >= match.similarities.max(initial=0) / 2
     return np.where(like & match.is_clear, np.maximum(match.similarities, 0), 0)

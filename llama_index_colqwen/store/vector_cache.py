@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -249,7 +249,8 @@ class VectorCache:
         if vectors is None or not data or len(data) % _RECORD.itemsize:
             return
         self._segments[number] = _Segment(vectors, index)
-        for start, record in enumerate(np.frombuffer(data, _RECORD).tolist()):
+        records: list[Any] = np.frombuffer(data, _RECORD).tolist()
+        for start, record in enumerate(records):
             name, offset, rows, checksum, grid, record_checksum = record
             raw = data[start * _RECORD.itemsize : (start + 1) * _RECORD.itemsize - 4]
             if zlib.crc32(raw) == record_checksum and rows and offset + rows * self._row_bytes <= vectors.size:
