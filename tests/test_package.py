@@ -113,9 +113,7 @@ def test_importing_loads_nothing_heavy(start: str) -> None:
 
 
 def test_llamaindex_loads_where_nodes_are_and_not_in_what_draws_embeds_stores_or_serves_pages() -> None:
-    modules = (
-        "embedders.colqwen embedders.lexical embedders.remote reading.extraction serving.app serving.handler store"
-    )
+    modules = "embedders.colqwen embedders.lexical embedders.remote reading.extraction serving.handler store"
     code = (
         f"import importlib, sys; [importlib.import_module('llama_index_colqwen.' + one) for one in {modules.split()}]"
     )
