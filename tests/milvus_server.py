@@ -127,7 +127,9 @@ def main() -> None:
                 target=relay, args=(listener, lambda: connect_to(socket.AF_UNIX, str(path))), daemon=True
             ).start()
             print("ready", flush=True)  # noqa: T201 - for whoever waits for it
-            ended.wait()
+            while not ended.wait(1):
+                if not server.is_alive():
+                    raise SystemExit("Milvus has ended.")
     finally:
         server.terminate()
         server.join()
