@@ -514,20 +514,26 @@ def _connect(address: str | None) -> _Ray:
     where = f"the Ray cluster at {address}" if address and ":" in address else "a Ray cluster"
     if address and ":" in address and "://" not in address:
         _knock(address)
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise ClusterError(
-            f"There is no Ray cluster that could be reached ({in_one_line(error)}). Start one with `ray start --head`, "
-            "or give address='local'."
-        ) from error
-    except Exception as error:  # Ray raises bare ones, too, where a node of its own does not start
-        raise ClusterError(f"Cannot connect to {where}: {in_one_line(error)}") from error
+    # A program that is forked off a process which has used gRPC, as the store does, dies now and then before it begins
+    # (some 1 in 200), and a node that lacks one of its programs does not start.
+    for is_last in (address != "local", True):
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            break
+        except ConnectionError as error:
+            raise ClusterError(
+                f"There is no Ray cluster that could be reached ({in_one_line(error)}). Start one with `ray start "
+                "--head`, or give address='local'."
+            ) from error
+        except Exception as error:  # Ray raises bare ones, too, where a node of its own does not start
+            ray.shutdown()
+            if is_last or isinstance(error, OSError):
+                raise ClusterError(f"Cannot connect to {where}: {in_one_line(error)}") from error
     return ray
 
 

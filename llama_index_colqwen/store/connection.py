@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MilvusConnection", "is_local", "is_one_of", "normalise_uri", "quote", "split_credentials"]
 
+# At each fork while Milvus is asked, gRPC would say on stderr that it skips its part of it. Read when gRPC is loaded.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 _CONNECT_SECONDS = 10
 # pymilvus pings every 10 seconds; a Milvus Lite that has had nothing to do for a minute, as while a model computes on a
 # CPU, closes the connection over that, loudly. Every five minutes is what gRPC servers allow.

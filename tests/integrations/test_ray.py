@@ -374,3 +374,23 @@ def test_cluster_of_its_own_that_does_not_start_is_one_sentence(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 100)))  # no socket's path is that long
     (tmp_path / ("x" * 100)).mkdir()
     assert run_python(OWN_CLUSTER).startswith("Cannot connect to a Ray cluster: ")
+
+
+FIRST_PROGRAM_DIES = """
+from ray._private import services
+from llama_index_colqwen import RayEmbedder
+started = []
+class Popen(services.ConsolePopen):
+    def __init__(self, command, **options):
+        started.append(command)
+        super().__init__(command if len(started) > 1 else ["false"], **options)
+services.ConsolePopen = Popen
+RayEmbedder("lexical", address="local", num_actors=1).close()
+print(len(started) > 2)
+"""
+
+
+@pytest.mark.slow
+def test_cluster_of_its_own_is_started_again_if_one_of_its_programs_died(run_python: Callable[..., str]) -> None:
+    pytest.importorskip("ray", reason="the [ray] extra is not installed")
+    assert run_python(FIRST_PROGRAM_DIES).strip() == "True"

@@ -539,6 +539,36 @@ def test_store_of_a_server_works_in_a_forked_process(
     assert run_python(FORK_SERVER, uri, name, tmp_path / "cache").strip() == "done"
 
 
+FORK_WHILE_ASKED = """
+import os, sys, threading, warnings
+from tests.store.test_page_store import *
+def ask():
+    while not started.is_set():
+        everything(store)
+started = threading.Event()
+with MilvusPageStore(sys.argv[1]) as store:
+    store.open(FINGERPRINT)
+    add(store, make_page("a"))
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forks of processes with threads
+    for _ in range(30):
+        os.waitpid(os.fork() or os._exit(0), 0)
+    started.set()
+    for thread in threads:
+        thread.join()
+"""
+
+
+@needs_fork
+@pytest.mark.slow
+def test_forks_while_milvus_is_asked_have_nothing_written_to_stderr(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORK_WHILE_ASKED, str(tmp_path / "x.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("left", [None, "schema.json.tmp", "data/rows.parquet"])
 def test_folder_of_a_collection_that_a_process_died_making_or_dropping_is_taken_over(
     tmp_path: Path, left: str | None, caplog: pytest.LogCaptureFixture
