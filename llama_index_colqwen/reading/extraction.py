@@ -173,14 +173,15 @@ class PageExtractor:
             **({"section": page.section} if page.section else {}),
             "word_boxes": pack_boxes(words),
         }
-        written = self.image_dir and write_page_image(self.image_dir, document_id, page.page_number, image)
         return ExtractedPage(
-            document_id,
-            page.page_number,
-            written or image.data,
-            image.mimetype,
-            text,
-            metadata,
+            document_id=document_id,
+            page_number=page.page_number,
+            image=image.data
+            if self.image_dir is None
+            else write_page_image(self.image_dir, document_id, page.page_number, image),
+            image_mimetype=image.mimetype,
+            text=text,
+            metadata=metadata,
             lacks_text=text_source == "none" and not ocr.is_available() and self._wants_ocr(page),
         )
 
