@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
 
 __all__ = ["LiteClient"]
 
@@ -46,6 +47,18 @@ class LiteClient(MilvusClient):  # type: ignore[misc]  # pymilvus is untyped
             else:
                 shutil.rmtree(folder)
         super().create_collection(collection_name, *arguments, **options)
+
+    def load_collection(self, collection_name: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        """Load a collection, also where a process died while it wrote an index: what is lacking is made anew."""
+        try:
+            super().load_collection(collection_name, *arguments, **options)
+        except MilvusException:
+            indexes = list((self._folder / collection_name).rglob("indexes/*.idx"))
+            if not indexes:
+                raise
+            for path in indexes:
+                path.unlink()
+            super().load_collection(collection_name, *arguments, **options)
 
     def list_collections(self, **options: Any) -> list[str]:  # noqa: ANN401
         """Return the names of all collections."""

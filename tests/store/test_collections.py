@@ -539,6 +539,22 @@ def test_store_of_a_server_works_in_a_forked_process(
     assert run_python(FORK_SERVER, uri, name, tmp_path / "cache").strip() == "done"
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_index_that_a_process_died_writing_is_made_anew(tmp_path: Path, size: int) -> None:
+    with MilvusPageStore(tmp_path / "x.db", cache_dir=tmp_path / "cache") as store:
+        store.open(FINGERPRINT)
+        add(store, make_page("a"), make_page("b"))
+        everything(store)
+    shutil.rmtree(tmp_path / "cache")
+    indexes = list((tmp_path / "x.db").rglob("*.idx"))
+    assert indexes
+    for path in indexes:
+        os.truncate(path, size)
+    with MilvusPageStore(tmp_path / "x.db", cache_dir=tmp_path / "cache") as store:
+        assert [page.page_id for page in everything(store)] == ["a", "b"]
+        assert store.count() == 2
+
+
 FORK_WHILE_ASKED = """
 import os, sys, threading, warnings
 from tests.store.test_page_store import *
