@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,22 @@ class LiteClient(MilvusClient):  # type: ignore[misc]  # pymilvus is untyped
         super().create_collection(collection_name, *arguments, **options)
 
     def load_collection(self, collection_name: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        """Load a collection, also where a process died while it wrote an index: what is lacking is made anew."""
+        """Load a collection, also where a process died while it wrote an index, which Milvus Lite then fails over.
+
+        Those of its indexes that are not there it makes anew from the vectors.
+        """
         try:
             super().load_collection(collection_name, *arguments, **options)
-        except MilvusException:
-            indexes = list((self._folder / collection_name).rglob("indexes/*.idx"))
+        except MilvusException as error:
+            indexes = list((self._folder / collection_name).rglob("indexes/*.*idx"))
             if not indexes:
                 raise
-            for path in indexes:
-                path.unlink()
+            _LOGGER.info(
+                "Collection %s cannot be loaded (%s): its indexes are made anew.", collection_name, error.message
+            )
+            with suppress(OSError):  # where nothing can be deleted, the same error comes again
+                for path in indexes:
+                    path.unlink()
             super().load_collection(collection_name, *arguments, **options)
 
     def list_collections(self, **options: Any) -> list[str]:  # noqa: ANN401

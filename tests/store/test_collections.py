@@ -21,6 +21,7 @@ import pytest
 from pymilvus import MilvusClient
 
 from llama_index_colqwen import (
+    AnnIndex,
     CollectionNotFoundError,
     EmbedderFingerprint,
     FingerprintMismatchError,
@@ -540,19 +541,26 @@ def test_store_of_a_server_works_in_a_forked_process(
 
 
 @pytest.mark.parametrize("size", [0, 100])
-def test_index_that_a_process_died_writing_is_made_anew(tmp_path: Path, size: int) -> None:
-    with MilvusPageStore(tmp_path / "x.db", cache_dir=tmp_path / "cache") as store:
+@pytest.mark.parametrize("ann_index", [None, AnnIndex("HNSW", {})])
+def test_indexes_that_a_process_died_writing_are_made_anew(
+    tmp_path: Path, size: int, ann_index: AnnIndex | None
+) -> None:
+    def open_store() -> MilvusPageStore:
+        return MilvusPageStore(tmp_path / "x.db", cache_dir=tmp_path / "cache", ann_index=ann_index)
+
+    with open_store() as store:
         store.open(FINGERPRINT)
         add(store, make_page("a"), make_page("b"))
         everything(store)
     shutil.rmtree(tmp_path / "cache")
-    indexes = list((tmp_path / "x.db").rglob("*.idx"))
+    indexes = list((tmp_path / "x.db").rglob("*.*idx"))
     assert indexes
     for path in indexes:
         os.truncate(path, size)
-    with MilvusPageStore(tmp_path / "x.db", cache_dir=tmp_path / "cache") as store:
+    with open_store() as store:
         assert [page.page_id for page in everything(store)] == ["a", "b"]
-        assert store.count() == 2
+        query = unit_rows(0, 1, FINGERPRINT.dim)
+        assert {page.page_id for page in store.candidates(query, candidate_k=2)} == {"a", "b"}
 
 
 FORK_WHILE_ASKED = """
