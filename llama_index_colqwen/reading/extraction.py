@@ -28,9 +28,9 @@ from llama_index_colqwen.reading.sources import SourceFile, sha256
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
 
-__all__ = ["ExtractedPage", "PageExtractor", "Tell"]
+__all__ = ["ExtractedPage", "PageExtractor"]
 
-Tell: TypeAlias = Callable[[str], object]
+_Tell: TypeAlias = Callable[[str], object]
 """Shows what is being read."""
 
 _Extracted: TypeAlias = "ExtractedPage | DocumentError"
@@ -86,7 +86,7 @@ class PageExtractor:
     extra_info: dict[str, Any]
 
     def read_files(
-        self, files: Iterable[SourceFile | DocumentError], num_workers: int, tell: Tell
+        self, files: Iterable[SourceFile | DocumentError], num_workers: int, tell: _Tell
     ) -> Generator[tuple[int, _Part], None, None]:
         """Say for every file by its number, from 0, or for parts of it, how its pages are had.
 
@@ -130,7 +130,7 @@ class PageExtractor:
             raise
 
     def _read_file(
-        self, file: SourceFile | DocumentError, indexes: range | None = None, tell: Tell = str
+        self, file: SourceFile | DocumentError, indexes: range | None = None, tell: _Tell = str
     ) -> Iterator[_Extracted]:
         if isinstance(file, DocumentError):
             yield file
@@ -157,7 +157,7 @@ class PageExtractor:
         except DocumentError as error:
             yield error
 
-    def _read_page(self, file: SourceFile, document_id: str, page: RenderedPage, tell: Tell) -> ExtractedPage:
+    def _read_page(self, file: SourceFile, document_id: str, page: RenderedPage, tell: _Tell) -> ExtractedPage:
         image = encode_image(page.image)
         begin_ocr = partial(tell, f"OCR: {file.name} page {page.page_number}")
         words, text, text_source = self._read_text(page, image, begin_ocr)
