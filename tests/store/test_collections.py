@@ -34,10 +34,9 @@ from llama_index_colqwen import (
 from llama_index_colqwen.store import schema
 from llama_index_colqwen.store.milvus_search import MilvusSearch
 from llama_index_colqwen.store.table import MilvusTable
-from tests.fakes import make_page, unit_rows
+from tests.fakes import FINGERPRINT, add, everything, make_page, unit_rows
 from tests.forks import needs_fork
 from tests.services import wait_for
-from tests.store.test_page_store import FINGERPRINT, add, everything
 
 OTHER = EmbedderFingerprint("other", "1", 4)
 
@@ -150,8 +149,7 @@ def test_many_that_make_a_collection_at_once_share_it(make_store: Callable[..., 
 RACE = """
 import multiprocessing, sys
 from llama_index_colqwen import MilvusPageStore
-from tests.fakes import make_page, unit_rows
-from tests.store.test_page_store import FINGERPRINT
+from tests.fakes import FINGERPRINT, make_page, unit_rows
 
 def write(number):
     store = MilvusPageStore(sys.argv[1], collection_name=sys.argv[2], cache_dir=sys.argv[3])
@@ -324,7 +322,7 @@ def test_process_that_ends_without_closing_leaves_what_is_known_for_the_next(
     tmp_path: Path, run_python: Callable[..., str]
 ) -> None:
     code = (
-        "import sys\nfrom tests.store.test_page_store import *\nstore = MilvusPageStore(sys.argv[1])\n"
+        "import sys\nfrom tests.fakes import *\nstore = MilvusPageStore(sys.argv[1])\n"
         "store.open(FINGERPRINT)\nadd(store, make_page('a'))\nprint(len(everything(store)))"
     )
     assert run_python(code, tmp_path / "x.db").strip() == "1"
@@ -481,7 +479,7 @@ def test_what_a_server_cannot_hold_is_said_with_the_page_and_nothing_is_stored(
 FORK = """
 import gc, os, subprocess, sys, warnings
 from llama_index_colqwen import StoreLockedError
-from tests.store.test_page_store import *
+from tests.fakes import *
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks of processes with threads
 store = MilvusPageStore(sys.argv[1])
 store.open(FINGERPRINT)
@@ -512,8 +510,9 @@ def test_forked_process_does_not_get_at_its_parents_file(tmp_path: Path, run_pyt
 
 FORK_SERVER = """
 import sys, warnings
+from tests.fakes import *
 from tests.forks import in_fork
-from tests.store.test_page_store import *
+from tests.services import wait_for
 def write_and_search():
     add(store, make_page("b"))
     return [candidate.page_id for candidate in everything(store)]
@@ -565,7 +564,7 @@ def test_indexes_that_a_process_died_writing_are_made_anew(
 
 FORK_WHILE_ASKED = """
 import os, sys, threading, warnings
-from tests.store.test_page_store import *
+from tests.fakes import *
 def ask():
     while not started.is_set():
         everything(store)

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_index_colqwen import MilvusPageStore, StoreError
+from llama_index_colqwen import EmbedderFingerprint, MilvusPageStore, StoreError
 from llama_index_colqwen.late_interaction.maxsim import rank
 from tests.conftest import at_most, start_lite_server
 from tests.fakes import make_page
-from tests.late_interaction.test_centroids import topical_pages
-from tests.store.test_lite_search import FINGERPRINT
+from tests.late_interaction.test_centroids import DIM, topical_pages
 
+FINGERPRINT = EmbedderFingerprint("topical", "1", DIM)
 PAGES = topical_pages(120)
 ROUND_PAGES = 4
 
@@ -55,8 +55,6 @@ def page_name(number: int) -> str:
 
 def write(store: MilvusPageStore, version: str) -> None:
     """Write all pages that are not stored in this version, and say which are."""
-    from tests.store.test_lite_search import FINGERPRINT
-
     store.open(FINGERPRINT)
     pages = [make_page(page_name(number), f"{version} {number}") for number in range(len(PAGES))]
     for start in range(0, len(pages), ROUND_PAGES):

@@ -23,8 +23,7 @@ from llama_index_colqwen.store.schema import CollectionDescription, PageEntry, P
 from llama_index_colqwen.store.table import MilvusTable
 from llama_index_colqwen.store.vector_cache import VectorCache
 from llama_index_colqwen.store.vector_shards import VectorTables
-from tests.fakes import make_page, unit_rows
-from tests.store.test_page_store import FINGERPRINT
+from tests.fakes import FINGERPRINT, make_page, unit_rows
 
 ANN = AnnIndex("HNSW", {"M": 16}, native=True)
 DESCRIPTION = CollectionDescription(FINGERPRINT, "int8", "all", ANN)

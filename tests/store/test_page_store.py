@@ -17,7 +17,6 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
 from llama_index_colqwen import (
     AnnIndex,
-    Candidate,
     CollectionNotFoundError,
     DimensionMismatchError,
     EmbedderFingerprint,
@@ -25,7 +24,6 @@ from llama_index_colqwen import (
     InvalidOptionError,
     MilvusPageStore,
     MultiVector,
-    Page,
     PageVectors,
     PatchGrid,
     StoreError,
@@ -33,10 +31,8 @@ from llama_index_colqwen import (
 from llama_index_colqwen.store import table, vector_shards
 from llama_index_colqwen.store.vector_shards import VectorTables
 from tests.conftest import at_most
-from tests.fakes import make_page, unit_rows
+from tests.fakes import FINGERPRINT, add, everything, make_page, unit_rows
 from tests.services import wait_for
-
-FINGERPRINT = EmbedderFingerprint("table", "1", 4, {"prefix": "Query: "})
 
 
 @pytest.fixture(params=["file", "file_with_ann", "lite_server", "milvus_server"])
@@ -63,18 +59,6 @@ def local_store(tmp_path: Path) -> Iterator[MilvusPageStore]:
     with MilvusPageStore(tmp_path / "pages.db") as opened:
         opened.open(FINGERPRINT)
         yield opened
-
-
-def everything(store: MilvusPageStore) -> list[Candidate]:
-    """All pages with their vectors, by id."""
-    candidates = store.candidates(unit_rows(0, 1, store.fingerprint().dim), exact=True)
-    return sorted(candidates, key=lambda candidate: candidate.page_id)
-
-
-def add(store: MilvusPageStore, *pages: Page, rows: int = 3) -> list[MultiVector]:
-    vectors = [unit_rows(number, rows + number) for number, _ in enumerate(pages)]
-    store.add(pages, vectors)
-    return vectors
 
 
 def test_stored_pages_come_back_whole_and_in_the_order_asked(store: MilvusPageStore) -> None:
@@ -384,8 +368,7 @@ def test_killed_writer_loses_no_page_that_was_reported_as_stored(tmp_path: Path)
     code = """
 import os, signal, sys
 from llama_index_colqwen import MilvusPageStore
-from tests.fakes import make_page, unit_rows
-from tests.store.test_page_store import FINGERPRINT
+from tests.fakes import FINGERPRINT, make_page, unit_rows
 store = MilvusPageStore(sys.argv[1])
 store.open(FINGERPRINT)
 for number in range(40):
