@@ -56,8 +56,17 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what loads torch: then it is in the share of one process of pytest-xdist, or two, and not of all."""
-    items.sort(key=lambda item: not any(mark in LOAD_TORCH for mark in item.iter_markers("skipif")))
+    """Put what waits for the Milvus server first, so that one process of pytest-xdist waits while the others compute.
+
+    Then what loads torch, which so is in the share of one process, or two, and not of all.
+    """
+
+    def turn(item: pytest.Item) -> int:
+        if "milvus_server" in item.nodeid or "milvus_server" in getattr(item, "fixturenames", ()):
+            return 0
+        return 1 if any(mark in LOAD_TORCH for mark in item.iter_markers("skipif")) else 2
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session", autouse=True)
