@@ -37,9 +37,9 @@ SECONDS = 12  # on machines that are busy; eight pages to their end, for which i
 def test_ctrl_c_ends_ocr_at_once_with_one_traceback_and_no_process_left(
     tmp_path: Path, arguments: list[str], tracebacks: int, begun: str
 ) -> None:
-    pages = [  # a short one to begin with, and eleven that take seconds each
-        draw_scan([(60, 20 + 17 * line, f"Line {line} of page {number}. " * 3) for line in range(lines)], font_size=14)
-        for number, lines in enumerate([2] + 11 * [60])
+    pages = [
+        draw_scan([(60, 20 + 17 * line, f"Line {line} of page {number}. " * 3) for line in range(60)], font_size=14)
+        for number in range(12)
     ]
     write_scan(tmp_path / "scan.pdf", *pages)
     errors = tmp_path / "errors.txt"
