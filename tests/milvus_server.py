@@ -8,7 +8,7 @@ runs in a network namespace of its own (which takes root, or user namespaces), a
 to it through a Unix socket. Prints "ready" when it can be used; SIGTERM or Ctrl-C ends it.
 
 A collection takes 3 s to be loaded, most of them spent in waiting for Milvus's timers. With --short-timers it takes
-2 s, and a change is seen in half the time: for tests, which load hundreds, and not for benchmarks.
+2 s, and time ticks, for which searches wait, come twice as often: for tests, and not for benchmarks.
 """
 
 from __future__ import annotations
