@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import httpx
@@ -40,9 +40,6 @@ from rich.table import Table
 
 from llama_index_colqwen import ColQwenEmbedder, EndpointEmbedder, Page, PDFPageReader
 from llama_index_colqwen.nodes import page_from_node
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Which sensor drifted least in the salt-spray test, and by how much?"
@@ -103,19 +100,13 @@ def make_embedder(options: argparse.Namespace) -> ColQwenEmbedder:
     return embedder
 
 
-def make_app(options: argparse.Namespace, batching: str) -> FastAPI:
-    """Make one of the services: "on" batches what its clients ask for together, "off" does not."""
-    from llama_index_colqwen.serving.app import Batching, create_app
-
-    limits = Batching() if batching == "on" else Batching(max_texts=1, max_pages=1, max_wait=0)
-    return create_app(make_embedder(options), batching=limits)
-
-
 def serve(options: argparse.Namespace) -> None:
     """Be one of the services, on a socket that was opened by the benchmark."""
+    from llama_index_colqwen.serving.app import Batching, create_app
     from llama_index_colqwen.serving.server import make_server
 
-    make_server(make_app(options, options.serve)).run(sockets=[socket.socket(fileno=options.fd)])
+    batching = Batching() if options.serve == "on" else Batching(max_texts=1, max_pages=1, max_wait=0)
+    make_server(create_app(make_embedder(options), batching=batching)).run(sockets=[socket.socket(fileno=options.fd)])
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import re
@@ -26,7 +25,6 @@ from tests.checkpoints import keep_in_cache
 from tests.extras import needs_colqwen
 from tests.fakes import unit_rows
 from tests.recording_llm import SeeingLLM
-from tests.services import run_app
 from tests.test_index import make_document
 
 ROOT = Path(__file__).parents[1]
@@ -264,20 +262,9 @@ def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[s
 
 @needs_colqwen
 @pytest.mark.slow
-def test_serving_benchmark_compares_batching_and_overhead(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi", reason="the [server] extra is not installed")
-    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "serving.py"))
-    main, started = benchmark["main"], benchmark["started"]
-
-    @contextmanager
-    def start(options: argparse.Namespace, batching: str) -> Iterator[str]:
-        # Of the two services' processes one is enough here: each takes 7 s to import torch.
-        with started(options, "on") if batching == "on" else run_app(benchmark["make_app"](options, batching)) as url:
-            yield url
-
-    monkeypatch.setitem(main.__globals__, "started", start)
+    main = runpy.run_path(str(ROOT / "benchmarks" / "serving.py"))["main"]
     with threads_of_torch_kept():
         assert main(["--clients", "8", "--seconds", "0.5", "--rounds", "1", "--pages", "2"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
