@@ -134,11 +134,12 @@ def lite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def start_lite_server(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Serve a Milvus Lite file on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def start_lite_server(path: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve a Milvus Lite file on loopback, at any free port or the one given."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     program = Path(sys.executable).with_name("milvus-lite")
     command = [str(program), "server", "--data-dir", str(path), "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -243,7 +243,9 @@ def _connect_lite(path: str) -> MilvusClient:
     with _LITE_LOCKS.setdefault(path, Lock()):
         with _quiet() as logged:
             try:
-                return LiteClient(path, grpc_options=_GRPC_OPTIONS)
+                # pymilvus shares connections by address and never closes those. Milvus Lite takes another port each
+                # time, and once in a while one that a closed file had, whose connection would be found dead.
+                return LiteClient(path, grpc_options=_GRPC_OPTIONS, dedicated=True)
             except ConnectionConfigException as error:
                 raise _lite_error(path, logged) from error
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from llama_index_colqwen.concurrency import Lock
+from llama_index_colqwen.errors import StoreError
 from llama_index_colqwen.store.connection import MilvusConnection, is_one_of, quote
 
 __all__ = ["MESSAGE_BYTES", "MilvusTable", "Row", "batches"]
@@ -18,6 +19,8 @@ MESSAGE_BYTES = 16 << 20
 SCAN_ROWS = 4096
 _READ_ROWS = 64
 _DELETE_ROWS = 1024
+_NOT_LOADED = 101  # the code of Milvus's error
+_ACTIONS = {"query": "read", "search": "search", "delete": "delete from"}  # what errors call them
 
 # "Session" sees at once what this process has written, and what others wrote a moment later. "Strong" waits for the
 # server's next tick every time: 200 to 500 ms a query on Milvus 2.3, for 3. But that version does not say when it
@@ -132,22 +135,20 @@ class MilvusTable:
             field: Where there are several fields with an index.
             metric: The index's.
         """
-        self.load()
         found: list[list[Row]] = []
-        with self._connection.errors("search"):
-            # A server answers with 16,384 rows a vector and 64 MB at most; 150 bytes a row.
-            for some in batches(queries, max(MESSAGE_BYTES // (limit * 150), 1)):
-                hits = self._connection.client.search(
-                    self.name,
-                    data=list(some),
-                    limit=limit,
-                    filter=expression,
-                    search_params={"metric_type": metric, "params": params},
-                    anns_field=field,
-                    consistency_level=self._consistency(),
-                )
-                # Milvus Lite and servers disagree on what the key is called in a hit; pymilvus knows.
-                found.extend([{self._key: hit.id, "distance": hit.distance} for hit in row] for row in hits)
+        # A server answers with 16,384 rows a vector and 64 MB at most; 150 bytes a row.
+        for some in batches(queries, max(MESSAGE_BYTES // (limit * 150), 1)):
+            hits = self._ask_loaded(
+                "search",
+                data=list(some),
+                limit=limit,
+                filter=expression,
+                search_params={"metric_type": metric, "params": params},
+                anns_field=field,
+                consistency_level=self._consistency(),
+            )
+            # Milvus Lite and servers disagree on what the key is called in a hit; pymilvus knows.
+            found.extend([{self._key: hit.id, "distance": hit.distance} for hit in row] for row in hits)
         return found
 
     # ---- writing
@@ -176,25 +177,41 @@ class MilvusTable:
 
     def remove_where(self, expression: str) -> None:
         """Delete the rows that an expression keeps."""
-        self.load()
-        with self._connection.errors("delete from"):
-            self._connection.client.delete(self.name, filter=expression)
+        self._ask_loaded("delete", filter=expression)
         if not self._connection.is_local:
             _DELETED[self._connection.uri, self.name] = time.monotonic()
 
     # ---- inside
 
     def _query(self, expression: str, fields: Sequence[str], **options: Any) -> list[Row]:  # noqa: ANN401 - passed on
-        self.load()
-        with self._connection.errors("read"):
-            rows = self._connection.client.query(
-                self.name,
-                filter=expression,
-                output_fields=list(fields),
-                consistency_level=self._consistency(),
-                **options,
-            )
-            return list(rows)
+        found = self._ask_loaded(
+            "query",
+            filter=expression,
+            output_fields=list(fields),
+            consistency_level=self._consistency(),
+            **options,
+        )
+        return list(found)
+
+    def _ask_loaded(self, method: str, **options: Any) -> Any:  # noqa: ANN401 - pymilvus is untyped
+        """Call a method of the client that needs a loaded collection.
+
+        Loaded again if it is loaded no more: another client may have released it, and a Milvus Lite server that was
+        started again has not loaded it.
+        """
+
+        def load_and_ask() -> Any:  # noqa: ANN401
+            self.load()
+            with self._connection.errors(_ACTIONS[method]):
+                return getattr(self._connection.client, method)(self.name, **options)
+
+        try:
+            return load_and_ask()
+        except StoreError as error:
+            if getattr(error.__cause__, "code", None) != _NOT_LOADED:
+                raise
+        self.forget()
+        return load_and_ask()
 
     def _consistency(self) -> str:
         deleted = _DELETED.get((self._connection.uri, self.name), -_DELETED_SECONDS)

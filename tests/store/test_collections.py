@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pymilvus import MilvusClient
+from pymilvus.client.connection_manager import ConnectionManager
 
 from llama_index_colqwen import (
     AnnIndex,
@@ -341,6 +342,15 @@ def test_closing_leaves_other_clients_of_the_process_at_work(tmp_path: Path) -> 
         add(store, make_page("a"))
     assert [row["id"] for row in mine.query("chunks", ids=[1])] == [1]
     mine.close()
+
+
+def test_closing_a_file_closes_its_connection(tmp_path: Path) -> None:
+    connections = ConnectionManager.get_instance().get_stats
+    before = connections()["total_connections"]
+    with MilvusPageStore(tmp_path / "x.db") as store:
+        store.open(FINGERPRINT)
+        assert connections()["total_connections"] == before + 1
+    assert connections()["total_connections"] == before
 
 
 ASK = """

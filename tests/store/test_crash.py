@@ -185,3 +185,18 @@ def test_server_that_goes_away_is_a_sentence_and_the_next_run_goes_on(tmp_path: 
         assert {page.page_id for page in store.get(stored)} == set(stored)
         write(store, "first")
         assert store.count() == len(PAGES)
+
+
+def test_open_store_goes_on_when_its_server_is_started_again(tmp_path: Path) -> None:
+    with start_lite_server(tmp_path / "server.db") as (process, uri):
+        store = MilvusPageStore(uri, cache_dir=tmp_path / "cache")
+        store.open(FINGERPRINT)
+        store.add([make_page(page_name(0), "first 0")], [PAGES[0]])
+        process.kill()
+        process.wait()
+        with pytest.raises(StoreError, match="Check that the server runs"):
+            store.count()
+    with start_lite_server(tmp_path / "server.db", port=int(uri.rpartition(":")[2])), store:
+        store.add([make_page(page_name(1), "first 1")], [PAGES[1]])
+        assert [page.page_id for page in rank(PAGES[1], store.candidates(PAGES[1]), 1)] == [page_name(1)]
+        assert store.count() == 2

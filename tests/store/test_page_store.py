@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from pymilvus import MilvusClient
 
 from llama_index_colqwen import (
     AnnIndex,
@@ -28,6 +29,7 @@ from llama_index_colqwen import (
     PatchGrid,
     StoreError,
 )
+from llama_index_colqwen.late_interaction.maxsim import rank
 from llama_index_colqwen.store import table, vector_shards
 from llama_index_colqwen.store.vector_shards import VectorTables
 from tests.conftest import at_most
@@ -344,6 +346,24 @@ def test_second_process_is_told_who_may_hold_the_file_until_it_is_closed(local_s
     assert "milvus-lite server --data-dir" in refused
     assert found.strip() == "1"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("store", ["lite_server", "milvus_server"], indirect=True)  # a file is one process's
+def test_collections_that_another_client_released_are_loaded_again(store: MilvusPageStore) -> None:
+    _, vectors = add(store, make_page("a"), make_page("b"))
+    assert len(everything(store)) == 2
+    other = MilvusClient(store.uri)
+    released = [name for name in other.list_collections() if name.startswith(store.collection_name)]
+    for name in released:
+        other.release_collection(name)
+    assert len(released) > 1
+    assert [page.page_id for page in rank(vectors, store.candidates(vectors), 1)] == ["b"]
+    assert store.count() == 2
+    for name in released:
+        other.release_collection(name)
+    other.close()
+    assert store.delete(page_ids=["a"]) == 1
+    assert [candidate.page_id for candidate in everything(store)] == ["b"]
 
 
 @pytest.mark.slow
