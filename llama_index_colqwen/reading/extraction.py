@@ -40,6 +40,7 @@ _Part: TypeAlias = Callable[[], Iterable[_Extracted]]
 
 _PART_PAGES = 8  # read by a worker process at a time
 _TELL_SECONDS = 0.5  # how often progress is shown while worker processes are waited for
+_IDLE_SECONDS = 10  # loky's own default for the executor that it keeps
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -239,8 +240,9 @@ def _worker_processes(number: int) -> ProcessPoolExecutor:
     if not _WORKERS_OF - {os.getpid()}:
         _WORKERS_OF.add(os.getpid())
         return get_reusable_executor(number)
-    # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
-    return ProcessPoolExecutor(number)
+    # A fork's copy of the parent's executor waits for ever; this one ends with the reading. If the fork is killed, its
+    # workers end when they have had nothing to do for so long, as those of the other executor do.
+    return ProcessPoolExecutor(number, timeout=_IDLE_SECONDS)
 
 
 @contextmanager

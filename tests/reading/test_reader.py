@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import psutil
 import pytest
 from fsspec import AbstractFileSystem, register_implementation
 from llama_index.core import SimpleDirectoryReader
@@ -42,6 +43,7 @@ from llama_index_colqwen.nodes import node_from_page, page_from_node
 from llama_index_colqwen.reading.reader import Source
 from tests.documents import Sheet, encode, quadrants, walk, write_pdf, write_raw_pdf, write_text_pdf
 from tests.forks import in_fork, needs_fork
+from tests.services import wait_for
 
 ROOT = Path(__file__).parents[2]
 METADATA_KEYS = {
@@ -763,6 +765,32 @@ def test_fork_has_worker_processes_of_its_own(tmp_path: Path) -> None:
     write_text_pdf(tmp_path / "a.pdf", "turbine", "penguin")
     expected = ids(reader(num_workers=2).load_data(tmp_path))
     assert in_fork(lambda: ids(reader(num_workers=2).load_data(tmp_path))) == expected
+
+
+@pytest.mark.slow
+@needs_fork
+def test_worker_processes_of_a_fork_that_was_killed_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_index_colqwen.reading.extraction._IDLE_SECONDS", 1)
+    write_text_pdf(tmp_path / "a.pdf", "turbine", "penguin")
+    reader(num_workers=2).load_data(tmp_path)
+    pages = reader(num_workers=2).lazy_load_data(tmp_path)
+
+    def read_the_first_page() -> list[int]:
+        next(iter(pages))
+        return [process.pid for process in psutil.Process().children() if "loky" in " ".join(process.cmdline())]
+
+    workers = in_fork(read_the_first_page)
+    assert workers
+    # They wait for half a minute to be let go.
+    wait_for(lambda: all(has_ended(pid) for pid in workers), seconds=60)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is there no more, or only as what its parent has not asked for."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.parametrize("number_of_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
