@@ -125,12 +125,17 @@ def main() -> None:
     path = folder / "milvus.sock"
     server = multiprocessing.Process(target=serve, args=(arguments.data or folder / "data", path))
     server.start()
-    ended = threading.Event()
+
+    def stop(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # who ends a group of processes, as `uv run` and .ci/run, sends two
+        raise SystemExit
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, stop)
     try:
         for _ in range(10 * START_SECONDS):
-            if path.exists() or not server.is_alive() or ended.is_set():
+            if path.exists() or not server.is_alive():
                 break
             time.sleep(0.1)
         if not path.exists():
@@ -140,9 +145,8 @@ def main() -> None:
                 target=relay, args=(listener, lambda: connect_to(socket.AF_UNIX, str(path))), daemon=True
             ).start()
             print("ready", flush=True)  # noqa: T201 - for whoever waits for it
-            while not ended.wait(1):
-                if not server.is_alive():
-                    raise SystemExit("Milvus has ended.")
+            server.join()
+            raise SystemExit("Milvus has ended.")
     finally:
         server.terminate()
         server.join()
