@@ -8,6 +8,8 @@ from __future__ import annotations
 import multiprocessing.resource_tracker
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
@@ -40,7 +42,6 @@ _Part: TypeAlias = Callable[[], Iterable[_Extracted]]
 
 _PART_PAGES = 8  # read by a worker process at a time
 _TELL_SECONDS = 0.5  # how often progress is shown while worker processes are waited for
-_IDLE_SECONDS = 10  # loky's own default for the executor that it keeps
 
 # A page with fewer letters and digits than this has no text layer worth the name: a stamp, a page number.
 _MIN_TEXT_CHARACTERS = 20
@@ -223,6 +224,17 @@ def _read_part(extractor: PageExtractor, file: SourceFile, indexes: range | None
     return list(extractor._read_file(file, indexes))
 
 
+def _end_with(parent: int) -> None:
+    """Have this worker process end when its parent has: one that was killed tells nobody, and may hold loky's locks."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="colqwen-watch-parent", daemon=True).start()
+
+
 def _wait_for(reading: Future[list[_Extracted]], tell: Callable[[], object]) -> list[_Extracted]:
     while not wait([reading], timeout=_TELL_SECONDS).done:
         check_stopped()
@@ -239,10 +251,9 @@ def _worker_processes(number: int) -> ProcessPoolExecutor:
 
     if not _WORKERS_OF - {os.getpid()}:
         _WORKERS_OF.add(os.getpid())
-        return get_reusable_executor(number)
-    # A fork's copy of the parent's executor waits for ever; this one ends with the reading. If the fork is killed, its
-    # workers end when they have had nothing to do for so long, as those of the other executor do.
-    return ProcessPoolExecutor(number, timeout=_IDLE_SECONDS)
+        return get_reusable_executor(number, initializer=_end_with, initargs=(os.getpid(),))
+    # A fork's copy of the parent's executor waits for ever; this one ends with the reading.
+    return ProcessPoolExecutor(number, initializer=_end_with, initargs=(os.getpid(),))
 
 
 @contextmanager
