@@ -443,19 +443,14 @@ def test_reader_among_writers_never_sees_another_pages_vectors(new_store: Milvus
                 np.testing.assert_allclose(vectors, versions[f"text {len(vectors) - 2}"], atol=0.005)
 
 
-@pytest.mark.parametrize("server", ["lite_server", "milvus_server"])
+@pytest.mark.parametrize("store", ["lite_server", "milvus_server"], indirect=True)  # a file is one process's
 def test_page_that_is_replaced_while_a_server_is_searched_is_found_as_it_is_now(
-    server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MilvusPageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, name = request.getfixturevalue(server), f"contract_{os.getpid()}"
-    with (
-        MilvusPageStore(address, collection_name=name, cache_dir=tmp_path / "writer") as writer,
-        MilvusPageStore(address, collection_name=name, cache_dir=tmp_path / "reader") as reader,
-    ):
-        for opened in (writer, reader):
-            opened.open(FINGERPRINT)
+    with MilvusPageStore(store.uri, collection_name=store.collection_name, cache_dir=tmp_path / "reader") as reader:
+        reader.open(FINGERPRINT)
         ids, read = ("replaced", "moved away"), VectorTables.read
-        writer.add([make_page(page_id, "old", place="here") for page_id in ids], [unit_rows(1, 3), unit_rows(2, 3)])
+        store.add([make_page(page_id, "old", place="here") for page_id in ids], [unit_rows(1, 3), unit_rows(2, 3)])
         new = [unit_rows(3, 4), unit_rows(4, 4)]
 
         def replaced_first(shards: VectorTables, wanted: Mapping[str, Any]) -> Iterator[Any]:
@@ -463,7 +458,7 @@ def test_page_that_is_replaced_while_a_server_is_searched_is_found_as_it_is_now(
             pages = [
                 make_page(page_id, "new", place=place) for page_id, place in zip(ids, ("here", "there"), strict=True)
             ]
-            writer.add(pages, new)
+            store.add(pages, new)
             return read(shards, wanted)
 
         monkeypatch.setattr(VectorTables, "read", replaced_first)
@@ -471,7 +466,6 @@ def test_page_that_is_replaced_while_a_server_is_searched_is_found_as_it_is_now(
         found = {one.page_id: one.vectors for one in reader.candidates(unit_rows(0, 1), filters=here)}
         assert list(found) == ["replaced"]
         np.testing.assert_allclose(found["replaced"], new[0], atol=0.005)
-        writer.delete(page_ids=ids)
 
 
 async def test_async_twins_do_the_same(store: MilvusPageStore) -> None:
