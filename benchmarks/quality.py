@@ -263,7 +263,7 @@ def means(figures: Figures) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pdfs", type=Path, required=True)
@@ -271,38 +271,38 @@ def main() -> None:
     parser.add_argument("--embedder", default="lexical")
     parser.add_argument("--ocr", choices=["auto", "never"], default="auto")
     parser.add_argument("--cv", action="store_true", help="choose the lexical embedder's weights by cross-validation")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
 
-    questions = read_questions(arguments.questions)
+    questions = read_questions(options.questions)
     foreign = FOREIGN.read_text("utf-8").splitlines()
-    embedder = resolve_embedder(arguments.embedder)
-    if arguments.cv and not isinstance(embedder, LexicalEmbedder):
+    embedder = resolve_embedder(options.embedder)
+    if options.cv and not isinstance(embedder, LexicalEmbedder):
         raise SystemExit("--cv is for --embedder lexical: others have no weights to choose.")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # OCR is measured, so nothing is found there
-        documents, reading, recognising = read_pages(arguments.pdfs, arguments.ocr, work)
+        documents, reading, recognising = read_pages(options.pdfs, options.ocr, work)
         known = {page_key_of(document) for document in documents}
         absent = [q.query for q in questions if not all(page_key(q.pdf, number) in known for number in q.pages)]
         if absent:
             raise SystemExit(f"{len(absent)} questions name pages that are not there, such as: {absent[0]}")
         run, best_of_foreign, indexing, per_query = rank_with_index(documents, questions, foreign, embedder, work)
         bm25 = values(rank_with_bm25(documents, questions), questions)
-        measured = {arguments.embedder: values(run, questions)}
+        measured = {options.embedder: values(run, questions)}
         modes = {
             mode: values(ranked, questions)
             for mode, ranked in rank_with_modes(documents, questions, embedder, work).items()
         }
-        if arguments.cv and isinstance(embedder, LexicalEmbedder):
+        if options.cv and isinstance(embedder, LexicalEmbedder):
             measured["cross-validated"], chosen = cross_validate(documents, questions, embedder)
             sys.stdout.write("Weights that the folds were given:\n" + "".join(f"{one}\n" for one in chosen))
 
     figures = {method: summarise(some) for method, some in measured.items()}
     above = {method: differences(some, bm25) for method, some in measured.items()}
     by_mode = {f'mode="{mode}"': summarise(some) for mode, some in modes.items()}
-    gain = differences(modes["hybrid"], measured[arguments.embedder])
+    gain = differences(modes["hybrid"], measured[options.embedder])
     show({**figures, **by_mode, "bm25": summarise(bm25)})
-    show({f"hybrid - {arguments.embedder}": gain, **{f"{method} - bm25": some for method, some in above.items()}})
+    show({f"hybrid - {options.embedder}": gain, **{f"{method} - bm25": some for method, some in above.items()}})
     highest = [highest_score(embedder, embedder.embed_queries([question.query])[0]) for question in questions]
     own = [max(run[question.id].values()) / most for question, most in zip(questions, highest, strict=True)]
     shares = show_abstention(own, list(best_of_foreign.values()))
@@ -311,11 +311,11 @@ def main() -> None:
         f"{indexing / len(documents) * 1e3:.1f}; OCR apart: {recognising:.0f} s in all. "
         f"CPU ms a query over {len(documents)} pages: {per_query * 1e3:.1f}.\n"
     )
-    line: dict[str, object] = {"embedder": arguments.embedder, "pages": len(documents), "questions": len(questions)}
-    line |= means(figures[arguments.embedder])
+    line: dict[str, object] = {"embedder": options.embedder, "pages": len(documents), "questions": len(questions)}
+    line |= means(figures[options.embedder])
     line |= {mode: means(summarise(some)) for mode, some in modes.items()}
     line |= {"bm25": means(summarise(bm25)), "cutoffs": shares}
-    if arguments.cv:
+    if options.cv:
         line["cv"] = means(figures["cross-validated"])
     sys.stdout.write(json.dumps(line) + "\n")
 
