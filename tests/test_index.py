@@ -556,6 +556,7 @@ def test_check_embeds_lost_pages_again(index: ColQwenIndex, tmp_path: Path) -> N
     assert found == {pages[0].id_, pages[2].id_}
 
 
+@pytest.mark.slow
 def test_pickled_they_connect_again_in_another_process(tmp_path: Path) -> None:
     documents = [make_document(tmp_path, number) for number in (1, 2, 3)]
     only = MetadataFilters(filters=[MetadataFilter(key="page_number", value=1, operator="!=")])  # type: ignore[arg-type]

@@ -230,6 +230,7 @@ def test_retriever_tool_sends_a_model_the_pages_text_only(index: ColQwenIndex) -
     assert tool.invoke({"query": "depth of the canal"}).strip() == "Depth of the canal"
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_name_says_what_installs_it() -> None:
     code = """
 import sys

@@ -110,6 +110,7 @@ def test_what_was_read_for_one_folder_or_for_none_is_not_read_again_for_another(
     assert kept.exists()
 
 
+@pytest.mark.slow
 @needs_ocr
 @needs_xdg
 def test_damaged_or_unwritable_cache_is_no_error(tmp_path: Path, cache: Path) -> None:

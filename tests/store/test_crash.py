@@ -187,6 +187,7 @@ def test_server_that_goes_away_is_a_sentence_and_the_next_run_goes_on(tmp_path: 
         assert store.count() == len(PAGES)
 
 
+@pytest.mark.slow
 def test_open_store_goes_on_when_its_server_is_started_again(tmp_path: Path) -> None:
     with start_lite_server(tmp_path / "server.db") as (process, uri):
         store = MilvusPageStore(uri, cache_dir=tmp_path / "cache")
