@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import psutil
+
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.remote.contract import Limits
 
@@ -103,3 +105,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.005)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is there no more, or only as what its parent has not asked for."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

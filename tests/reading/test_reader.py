@@ -43,7 +43,7 @@ from llama_index_colqwen.nodes import node_from_page, page_from_node
 from llama_index_colqwen.reading.reader import Source
 from tests.documents import Sheet, encode, quadrants, walk, write_pdf, write_raw_pdf, write_text_pdf
 from tests.forks import in_fork, needs_fork
-from tests.services import wait_for
+from tests.services import has_ended, wait_for
 
 ROOT = Path(__file__).parents[2]
 METADATA_KEYS = {
@@ -781,14 +781,6 @@ def test_worker_processes_of_a_process_that_was_killed_end(tmp_path: Path) -> No
     workers = in_fork(read_the_first_page)
     assert workers
     wait_for(lambda: all(has_ended(pid) for pid in workers))
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is there no more, or only as what its parent has not asked for."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.parametrize("number_of_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
