@@ -58,15 +58,20 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what waits for the Milvus server first, so that one process of pytest-xdist waits while the others compute.
 
-    Then what loads torch, which so is in the share of one process, or two, and not of all.
+    Then what loads torch, which so is in the share of one process, or two, and not of all; and mark it slow.
     """
 
     def turn(item: pytest.Item) -> int:
         if "milvus_server" in item.nodeid or "milvus_server" in getattr(item, "fixturenames", ()):
             return 0
-        return 1 if any(mark in LOAD_TORCH for mark in item.iter_markers("skipif")) else 2
+        return 1 if loads_torch(item) else 2
+
+    def loads_torch(item: pytest.Item) -> bool:
+        return any(mark in LOAD_TORCH for mark in item.iter_markers("skipif"))
 
     items.sort(key=turn)
+    for item in filter(loads_torch, items):
+        item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

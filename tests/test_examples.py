@@ -251,7 +251,6 @@ def test_text_benchmark_counts_words_by_hand() -> None:
 
 
 @needs_colqwen
-@pytest.mark.slow
 def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(ROOT / "benchmarks" / "indexing.py"))["main"]
     assert main(["--pages", "5", "--rounds", "1", "--stage-rounds", "2", "--batch", "1", "2", "--pretend-ms", "5"]) == 0
@@ -264,7 +263,6 @@ def test_indexing_benchmark_measures_every_stage(capsys: pytest.CaptureFixture[s
 
 
 @needs_colqwen
-@pytest.mark.slow
 def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi", reason="the [server] extra is not installed")
     main = runpy.run_path(str(ROOT / "benchmarks" / "serving.py"))["main"]
@@ -281,7 +279,6 @@ def test_serving_benchmark_compares_batching_and_overhead(capsys: pytest.Capture
 
 
 @needs_colqwen
-@pytest.mark.slow
 def test_pooling_benchmark_compares_poolers(capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(ROOT / "benchmarks" / "pooling.py"))["main"]
     with threads_of_torch_kept():

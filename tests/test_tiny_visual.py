@@ -14,7 +14,7 @@ from tests.extras import needs_colqwen
 from tests.test_examples import threads_of_torch_kept
 from tests.test_index import make_document
 
-pytestmark = [needs_colqwen, pytest.mark.slow]
+pytestmark = needs_colqwen
 
 FOLDER = Path(__file__).parents[1] / "examples" / "tiny_visual"
 SEED = 7  # of pages that neither training nor the measurements on the card have seen

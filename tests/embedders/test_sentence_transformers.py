@@ -162,7 +162,6 @@ def pages() -> list[Page]:
     return [page_of(Image.fromarray(noise.integers(0, 256, (high, wide, 3), np.uint8))) for wide, high in SIZES]
 
 
-@pytest.mark.slow
 def test_pickled_without_its_weights(embedder: SentenceTransformersEmbedder) -> None:
     pickled = pickle.dumps(embedder)
     assert len(pickled) < 1000

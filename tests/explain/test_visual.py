@@ -101,7 +101,6 @@ def _page(index: ColQwenIndex, made: ImageDocument) -> Page:
     return page
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ColQwen2", "ColPali", "ColIdefics3"])
 def test_the_patch_that_wins_is_where_the_page_changed(
     checkpoint: Callable[..., Path], tmp_path: Path, architecture: str
@@ -141,7 +140,6 @@ def test_tokens_are_the_tokenizers_pieces_and_what_the_model_adds_is_no_word(che
         embedder.query_tokens("  ")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ColPali", "ColIdefics3", "ColModernVBert", "ColQwen2_5", "ColQwen3"])
 def test_every_family_names_all_rows_of_a_query(checkpoint: Callable[..., Path], architecture: str) -> None:
     embedder = ColQwenEmbedder(checkpoint(architecture))
@@ -151,7 +149,6 @@ def test_every_family_names_all_rows_of_a_query(checkpoint: Callable[..., Path],
     assert "".join(embedder.query_tokens("revenue")) == "revenue"
 
 
-@pytest.mark.slow
 def test_a_page_is_explained_by_a_visual_model_and_its_score_adds_up(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -170,7 +167,6 @@ def test_a_page_is_explained_by_a_visual_model_and_its_score_adds_up(
             assert index.explain("x", hit).tokens[-11].text == "x"
 
 
-@pytest.mark.slow
 def test_pooled_pages_say_so(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     embedder = ColQwenEmbedder(checkpoint("ColQwen2"), pool_factor=3)
     page = document(noise((400, 300), 1), "page")
@@ -181,7 +177,6 @@ def test_pooled_pages_say_so(checkpoint: Callable[..., Path], tmp_path: Path) ->
     assert found.score > 0
 
 
-@pytest.mark.slow
 def test_a_large_page_takes_little_time(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     embedder = ColQwenEmbedder(checkpoint("ColQwen2"))
     page = document(noise((3000, 3001), 1), "page")

@@ -27,7 +27,7 @@ from tests.cli.commands import run
 from tests.documents import encode
 from tests.extras import needs_mteb
 
-pytestmark = [needs_mteb, pytest.mark.slow]
+pytestmark = needs_mteb
 
 TaskType: TypeAlias = Callable[..., Any]
 """A class of mteb's, or what makes one."""

@@ -242,7 +242,6 @@ def test_odd_shapes_have_vectors(url: str, size: tuple[int, int]) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_of_a_quarter_of_a_gigabyte_is_refused_and_not_kept(url: str, embedder: Gated, declared: bool) -> None:
     size, chunk = 2**28, b" " * 2**20
@@ -303,7 +302,6 @@ def test_a_head_without_end_is_refused(url: str, embedder: Gated) -> None:
     assert is_well(url, embedder)
 
 
-@pytest.mark.slow
 def test_after_all_of_that_the_service_is_well(url: str, embedder: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
     """After all of it once more, since the tests above may have met another service, in another process."""
     before = failures(url)
@@ -526,7 +524,6 @@ def test_what_has_begun_is_answered_before_it_stops(embedder: Gated) -> None:
 # ---- the command
 
 
-@pytest.mark.slow
 def test_serve_command_drains_on_sigterm(checkpoint: Callable[..., Path], images: list[bytes]) -> None:
     command = [sys.executable, "-m", "llama_index_colqwen.cli", "serve", str(checkpoint()), "--port", "0"]
     environment = {**os.environ, "COLQWEN_TOKEN": "s3cret"}
@@ -582,7 +579,6 @@ def test_serve_command_says_what_is_wrong(
 # ---- fuzzing, and the example
 
 
-@pytest.mark.slow
 def test_schemathesis_finds_no_server_error(url: str, embedder: Gated, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -601,7 +597,6 @@ def test_schemathesis_finds_no_server_error(url: str, embedder: Gated, tmp_path:
     assert is_well(url, embedder)
 
 
-@pytest.mark.slow
 def test_query_example_prints_the_services_scores(embedder: Gated) -> None:
     pytest.importorskip("pdf2image", reason="the [poppler] extra is not installed")
     with serve(embedder, token="s3cret") as url:

@@ -40,14 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
-# The slowest have pages of a dozen tiles.
-every_family = pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("ColIdefics3", "ColModernVBert") else [])
-        for name in ARCHITECTURES
-    ],
-)
+every_family = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 Checkpoint = Callable[..., Path]
 Tensors = dict[str, Any]
@@ -838,7 +831,6 @@ for room in (1 << 30, 3 << 30):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep a process from memory")
 def test_model_too_large_for_the_memory_is_a_sentence(
     checkpoint: Checkpoint, tmp_path: Path, run_python: Callable[..., str]
@@ -875,7 +867,6 @@ def test_model_too_large_for_the_memory_is_a_sentence(
 # ---- quietly
 
 
-@pytest.mark.slow
 def test_loading_prints_nothing_and_leaves_logging_as_it_was(
     checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

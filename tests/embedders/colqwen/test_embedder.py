@@ -64,11 +64,7 @@ FIXED = [name for name in ARCHITECTURES if FAMILY[name].layout != "dynamic"]
 TILED = [name for name in ARCHITECTURES if FAMILY[name].layout == "tiles"]
 PREFIXED = {"ColQwen2", "ColQwen2_5", "ColPali", "ColIdefics3"}
 
-SLOWEST = {"ColIdefics3", "ColModernVBert"}  # a page is a dozen tiles
-
-every_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOWEST else []) for name in ARCHITECTURES]
-)
+every_family = pytest.mark.parametrize("name", ARCHITECTURES)
 
 SIZES = {
     "portrait": (360, 500),
@@ -268,7 +264,7 @@ def test_pages_do_not_depend_on_the_batch_they_are_made_in(
     name: str, checkpoint: Callable[[str], Path], alone: Callable[[str], list[MultiVector]]
 ) -> None:
     pages, expected = all_sizes(), alone(name)
-    for batch_size in {"ColQwen2": (2, 3, 4, 5, 6, 7, 8)}.get(name, (4,) if name in SLOWEST else (8, 4)):
+    for batch_size in {"ColQwen2": (2, 3, 4, 5, 6, 7, 8)}.get(name, (4,) if name in TILED else (8, 4)):
         embedder = ColQwenEmbedder(checkpoint(name), device="cpu", batch_size=batch_size)
         order = np.random.default_rng(batch_size).permutation(len(pages))
         made = embedder.embed_pages([pages[position] for position in order])
@@ -750,7 +746,6 @@ embed(sys.argv[2], 100, [draw((700, 900), 0)])
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold processes to a limit of memory")
 def test_batch_that_does_not_fit_memory_is_halved_and_a_page_that_does_not_is_an_error(
     run_python: Callable[..., str], checkpoint: Callable[[str], Path]

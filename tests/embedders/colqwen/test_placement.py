@@ -121,7 +121,6 @@ def rounded(checkpoint: Path, bits: int) -> tuple[ColQwenEmbedder, Any]:
     return embedder, model
 
 
-@pytest.mark.slow  # importing bitsandbytes
 def test_8_bits_give_nearly_the_same_vectors(checkpoint: Checkpoint, exact: list[MultiVector]) -> None:
     embedder, model = rounded(checkpoint(), 8)
     kinds = {type(module).__name__ for module in model.modules() if "Linear" in type(module).__name__}
@@ -131,7 +130,6 @@ def test_8_bits_give_nearly_the_same_vectors(checkpoint: Checkpoint, exact: list
     check_quantization(8, ["cuda:0", "cuda:1"], split=False)
 
 
-@pytest.mark.slow
 def test_4_bits_give_the_vectors_of_the_rounded_weights(checkpoint: Checkpoint, exact: list[MultiVector]) -> None:
     from bitsandbytes.functional import dequantize_4bit
 

@@ -113,7 +113,6 @@ async def test_async_is_the_same(remote: EndpointEmbedder, local: ColQwenEmbedde
     assert near(asked, local.embed_queries(QUERIES))
 
 
-@pytest.mark.slow
 def test_pages_stream_with_a_bounded_number_under_way(url: str, local: ColQwenEmbedder, pages: list[Page]) -> None:
     taken = 0
 
@@ -145,7 +144,6 @@ def test_progress_is_shown_of_what_takes_longer_than_a_second(capsys: pytest.Cap
         assert capsys.readouterr().err == ""
 
 
-@pytest.mark.slow
 def test_64_clients_of_6_requests_each_get_their_own_vectors(local: ColQwenEmbedder, pages: list[Page]) -> None:
     queries = [f"What is {'the ' * (number % 7)}revenue of {number}?" for number in range(128)]
     expected = dict(zip(queries, local.embed_queries(queries), strict=True))
@@ -185,7 +183,6 @@ def _small_image() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.slow
 def test_an_index_is_made_and_asked_without_torch(
     url: str, local: ColQwenEmbedder, tmp_path: Path, run_python: Callable[..., str]
 ) -> None:
@@ -229,7 +226,6 @@ def test_a_page_without_its_image_is_named(remote: EndpointEmbedder, pages: list
             remote.embed_pages([gone])
 
 
-@pytest.mark.slow
 def test_no_page_is_blamed_for_a_request_that_is_too_large(local: ColQwenEmbedder, pages: list[Page]) -> None:
     with serve(local, limits=Limits(max_body_bytes=1_000_000)) as url:
         with EndpointEmbedder(url, fingerprint=local.fingerprint) as unaware:
