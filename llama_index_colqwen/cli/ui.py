@@ -20,6 +20,8 @@ from llama_index_colqwen.cli.options import (
     ImageDir,
     LlmMaxPixels,
     LlmTimeout,
+    Mode,
+    RankedBy,
     ShownPages,
     TextOnly,
     Token,
@@ -40,6 +42,7 @@ def ui(
     collection_name: CollectionName = "pages",
     image_dir: ImageDir = None,
     embedder: Embedder = None,
+    mode: RankedBy = Mode.visual,
     host: Annotated[
         str, typer.Option(help="Any but this machine alone needs the secret COLQWEN_UI_TOKEN, which the page asks for.")
     ] = "127.0.0.1",
@@ -92,7 +95,8 @@ def ui(
             images = store.image_dir or Path("colqwen.images")
             beside = Path(store.uri) if store.is_local else images
             uploads = Uploads(shared, beside.with_suffix(".uploads").absolute(), images)
-            server = make_server(create_app(shared, uploads, chat_model=model, shown_pages=top_k, token=secret))
+            app = create_app(shared, uploads, mode=mode.value, chat_model=model, shown_pages=top_k, token=secret)
+            server = make_server(app)
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}/"
             asks = ", which asks for the secret in COLQWEN_UI_TOKEN" if secret else ""
             stderr().print(f"{escape(store.uri)}: {address}{asks}. Ctrl-C ends it.")

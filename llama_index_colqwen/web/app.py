@@ -33,6 +33,7 @@ from llama_index_colqwen.explain.similarities import NO_WORD
 from llama_index_colqwen.nodes import caption
 from llama_index_colqwen.pages import PageImage
 from llama_index_colqwen.reading.rendering import SUPPORTED_SUFFIXES
+from llama_index_colqwen.retriever import Mode
 from llama_index_colqwen.shared_index import SharedIndex, without_folders
 from llama_index_colqwen.snippet import snippet
 from llama_index_colqwen.web.guard import Guard, refusal, sign_in
@@ -66,6 +67,7 @@ def create_app(
     shared: SharedIndex,
     uploads: Uploads,
     *,
+    mode: Mode = "visual",
     chat_model: ChatModel | None = None,
     shown_pages: int = 3,
     token: str | None = None,
@@ -76,6 +78,7 @@ def create_app(
     Args:
         shared: The index; there need not be one yet.
         uploads: Takes files.
+        mode: By what pages are ranked, as `ColQwenRetriever` takes it.
         chat_model: Answers questions; without one, nothing about answers is shown.
         shown_pages: How many pages it is shown.
         token: What is asked for before anything is shown. Without one, only requests to this machine's own name are
@@ -85,7 +88,7 @@ def create_app(
     Raises:
         MissingDependencyError: If the extra `[ui]` is not installed.
     """
-    page = _Page(shared, uploads, chat_model, shown_pages, token, max_upload_bytes)
+    page = _Page(shared, uploads, mode, chat_model, shown_pages, token, max_upload_bytes)
 
     @asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:
@@ -127,12 +130,14 @@ class _Page:
         self,
         shared: SharedIndex,
         uploads: Uploads,
+        mode: Mode,
         chat_model: ChatModel | None,
         shown_pages: int,
         token: str | None,
         max_upload_bytes: int,
     ) -> None:
-        self._shared, self._uploads, self._chat_model, self._shown_pages = shared, uploads, chat_model, shown_pages
+        self._shared, self._uploads, self._mode = shared, uploads, mode
+        self._chat_model, self._shown_pages = chat_model, shown_pages
         self._token, self._max_upload_bytes = token, max_upload_bytes
         self._pictures = Pictures(shared)
 
@@ -168,7 +173,10 @@ class _Page:
         try:
             with self._shared.use() as index:
                 retriever = index.as_retriever(
-                    similarity_top_k=most, filters=_only(request.query_params.getlist("file")), score="normalized"
+                    similarity_top_k=most,
+                    filters=_only(request.query_params.getlist("file")),
+                    score="normalized",
+                    mode=self._mode,
                 )
                 hits = retriever.retrieve(question)
                 language = str(index.embedder.fingerprint.options.get("language") or "en")
@@ -239,7 +247,7 @@ class _Page:
         self, model: ChatModel, question: str, files: Sequence[str]
     ) -> tuple[Sequence[NodeWithScore], Iterator[str]]:
         with self._shared.use() as index:
-            return model.answer(index, question, self._shown_pages, _only(files))
+            return model.answer(index, question, self._shown_pages, _only(files), mode=self._mode)
 
     def _lines(self, hits: Sequence[NodeWithScore], said: Iterator[str]) -> Iterator[str]:
         """Write an answer as it comes, a JSON object a line; what goes wrong meanwhile is the last one."""

@@ -418,6 +418,21 @@ def test_answers_come_in_pieces_with_the_pages_that_were_shown(indexed: Path, mo
             assert client.post("/api/answer", json={"q": "salt-spray", "files": [1]}).status_code == 400
 
 
+def test_pages_are_found_and_a_model_is_shown_them_by_the_mode(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_index.llms.openai_like")
+    with chat_endpoint() as endpoint:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        for mode, pages in (("text", 1), ("hybrid", 8)):  # one page has the word
+            with page_of(indexed, mode=mode, chat_model=ChatModel("seer"), shown_pages=20) as client:
+                hits = found(client, "salt-spray")
+                assert (hits[0]["page"], len(hits)) == ("3", pages)
+                assert all(1 >= hit["score"] >= 0 for hit in hits)
+                answer = client.post("/api/answer", json={"q": "salt-spray"})
+                shown = json.loads(answer.text.splitlines()[0])["pages"]
+                assert [page["page_id"] for page in shown] == [hit["page_id"] for hit in hits]
+
+
 def test_without_a_model_there_are_no_answers(page: TestClient) -> None:
     told = page.post("/api/answer", json={"q": "salt-spray"})
     assert (told.status_code, told.json()["error"]) == (
