@@ -127,7 +127,8 @@ def _run_benchmark(
 
     from llama_index_colqwen.integrations.mteb import ColQwenSearch, find_tasks, run_benchmark
 
-    for library in ("mteb", "huggingface_hub"):  # they tell of each task's newer version, and each time they try again
+    # They tell of each task's newer version, each time they try again, and what they could have to be faster.
+    for library in ("mteb", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
     find_tasks(name)  # before a model is loaded
     with ColQwenSearch(embedder or "lexical", _FOLDER, mode=mode, ocr=ocr and ocr.value) as search:

@@ -6,11 +6,12 @@ Knows nothing of how pages are embedded, nor of files of questions.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -255,14 +256,32 @@ def find_tasks(name: str) -> list[Any]:
     with suppress(KeyError):
         # Before benchmarks, for which mteb makes all of its tasks: each seeds torch, 9 s where that is loaded.
         return [mteb.get_task(name)]
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    if name in benchmarks:
-        return list(benchmarks[name].tasks)
-    pages = mteb.get_tasks(task_types=["DocumentUnderstanding"], exclude_superseded=False)
+    with _without_notes_on_tasks():
+        benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+        if name in benchmarks:
+            return list(benchmarks[name].tasks)
+        pages = mteb.get_tasks(task_types=["DocumentUnderstanding"], exclude_superseded=False)
     known = {known.casefold(): known for known in [*benchmarks, *(task.metadata.name for task in pages)]}
     near = [known[found] for found in get_close_matches(name.casefold(), known, 3, 0.5)]
     meant = f": is it {' or '.join(near)}?" if near else "."
     raise InvalidOptionError(f"mteb has no benchmark and no task {name!r}{meant}")
+
+
+@contextmanager
+def _without_notes_on_tasks() -> Iterator[None]:
+    """Let mteb, which makes all of its tasks to list benchmarks, neither warn nor log that some are in beta."""
+    logger = logging.getLogger("mteb.abstasks.abstask")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return "in beta" not in str(record.msg)
+
+    logger.addFilter(drop)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* is currently in beta")
+            yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("ndcg@5",)) -> BenchmarkScores:
@@ -274,7 +293,7 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
         measures: hit@k, ndcg@k or recall@k, with a k that mteb measures: 1, 3, 5, 10, 20, 100 or 1000.
 
     Raises:
-        InvalidOptionError: If mteb has no such benchmark, or does not measure that.
+        InvalidOptionError: If mteb has no such benchmark, it is not about finding pages, or mteb does not measure that.
         EndpointUnavailableError: If the data are not on this machine and the Hugging Face hub cannot be reached.
     """
     mteb = _load_mteb()
@@ -282,8 +301,8 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
 
     tasks = find_tasks(name)
     public = [task for task in tasks if task.metadata.is_public or len(tasks) == 1]
-    if not all(isinstance(task, AbsTaskRetrieval) for task in public):
-        raise InvalidOptionError(f"{name} is not about finding pages: not all of its tasks retrieve.")
+    if not all(isinstance(task, AbsTaskRetrieval) and _is_about_images(task.metadata) for task in public):
+        raise InvalidOptionError(f"{name} is not about finding pages: not all of its tasks find images by words.")
     mteb_names = {measure: _mteb_name(measure, public) for measure in measures}
     cache = mteb.ResultCache(search.folder / "mteb")
     scores = {}
@@ -309,6 +328,13 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
         }
     left_out = [task.metadata.name for task in tasks if task not in public]
     return BenchmarkScores(name, search.embedder.fingerprint.model, search.mode, scores, left_out)
+
+
+def _is_about_images(metadata: Any) -> bool:  # noqa: ANN401
+    from mteb.types import PromptType
+
+    asked, found = (set(metadata.get_modalities(side)) for side in (PromptType.query, PromptType.document))
+    return "text" in asked and "image" in found and asked | found <= {"text", "image"}
 
 
 def _load_mteb() -> Any:  # noqa: ANN401
