@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from loky import cpu_count
 
 from tests.extras import LOAD_TORCH
 
@@ -26,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # More threads than cores cost a fifth more than they give.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // int(workers))))
 
 # No test speaks TLS, and httpx would read all the world's certificates for each of its clients, which takes 50 ms.
 os.environ.pop("SSL_CERT_FILE", None)
@@ -53,6 +54,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     if not pluginmanager.hasplugin("xdist"):
         for option in ("--numprocesses", "--maxprocesses", "--dist"):
             parser.addoption(option, help="(pytest-xdist is left out)")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run tests: more than cores, as many tests wait, but not more than memory takes."""
+    cores: int = cpu_count()
+    return min(cores + 1, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
