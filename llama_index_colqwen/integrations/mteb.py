@@ -301,7 +301,7 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
 
     tasks = find_tasks(name)
     public = [task for task in tasks if task.metadata.is_public or len(tasks) == 1]
-    if not all(isinstance(task, AbsTaskRetrieval) and _is_about_images(task.metadata) for task in public):
+    if not all(isinstance(task, AbsTaskRetrieval) and _finds_images_by_words(task.metadata) for task in public):
         raise InvalidOptionError(f"{name} is not about finding pages: not all of its tasks find images by words.")
     mteb_names = {measure: _mteb_name(measure, public) for measure in measures}
     cache = mteb.ResultCache(search.folder / "mteb")
@@ -330,11 +330,11 @@ def run_benchmark(name: str, search: ColQwenSearch, measures: Iterable[str] = ("
     return BenchmarkScores(name, search.embedder.fingerprint.model, search.mode, scores, left_out)
 
 
-def _is_about_images(metadata: Any) -> bool:  # noqa: ANN401
+def _finds_images_by_words(metadata: Any) -> bool:  # noqa: ANN401
     from mteb.types import PromptType
 
     asked, found = (set(metadata.get_modalities(side)) for side in (PromptType.query, PromptType.document))
-    return "text" in asked and "image" in found and asked | found <= {"text", "image"}
+    return asked == {"text"} and "image" in found <= {"text", "image"}
 
 
 def _load_mteb() -> Any:  # noqa: ANN401

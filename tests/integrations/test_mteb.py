@@ -276,7 +276,13 @@ def test_what_cannot_be_run_is_one_sentence(
             run_benchmark("Vidore3HrRetrieval", search)  # tests have no network
         with pytest.raises(InvalidOptionError, match="k of 1, 3, 5, 10, 20, 100, 1000; got 'ndcg@6'"):
             run_benchmark("WrittenPages", search, ["ndcg@6"])
-        for other in ("Banking77Classification", "NFCorpus", "ClothoT2ARetrieval", "FORBI2IRetrieval"):
+        for other in (
+            "Banking77Classification",
+            "NFCorpus",
+            "ClothoT2ARetrieval",
+            "FORBI2IRetrieval",
+            "CIRRIT2IRetrieval",
+        ):
             with pytest.raises(InvalidOptionError, match=f"{other} is not about finding pages"):
                 run_benchmark(other, search)
         with pytest.raises(InvalidOptionError, match="Task Words has no page images: its corpus has id, text"):
