@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from llama_index_colqwen.addresses import split_address
 from llama_index_colqwen.errors import (
     ColQwenError,
     DocumentNotFoundError,
@@ -156,13 +157,9 @@ def _endpoint() -> tuple[str, str]:
         InvalidOptionError: If the address is none, or the key is missing where one is needed, or cannot be one.
     """
     base_url = os.environ.get("OPENAI_BASE_URL", "").strip() or _OPENAI
-    try:
-        parts = urlsplit(base_url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise InvalidOptionError("OPENAI_BASE_URL is no address: it starts with http:// or https://.")
+    parts = split_address(base_url)
+    if parts is None:
+        raise InvalidOptionError("OPENAI_BASE_URL is no address such as http://127.0.0.1:8000/v1.")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise InvalidOptionError("OPENAI_API_KEY is no key: it has characters that no key has.")

@@ -34,9 +34,11 @@ def bind(host: str, port: int, *, token: str | None, variable: str = "COLQWEN_TO
         variable: The environment's, that it is from.
 
     Raises:
-        InvalidOptionError: If the address is in use or not of this machine; or if other machines could connect and no
-            token is asked of them.
+        InvalidOptionError: If there is no such port; if the address is in use or not of this machine; or if other
+            machines could connect and no token is asked of them.
     """
+    if not 0 <= port < 2**16:  # of a larger one, the system takes the remainder
+        raise InvalidOptionError(f"port is a whole number from 0 to 65535; got {port}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

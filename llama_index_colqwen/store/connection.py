@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from llama_index_colqwen.addresses import split_address
 from llama_index_colqwen.concurrency import Lock, after_fork
 from llama_index_colqwen.errors import InvalidOptionError, StoreError, StoreLockedError
 
@@ -53,6 +54,12 @@ def normalise_uri(uri: str | Path) -> str:
     """
     text = str(uri)
     if not is_local(text):
+        if split_address(text, ("http", "https", "tcp")) is None and not text.startswith("unix:"):
+            # The text is not shown: there may be a password in it.
+            raise InvalidOptionError(
+                "uri is no server's address such as http://localhost:19530. Give user and password as "
+                "token='user:password', if there are characters in them that no address has."
+            )
         return text
     text = text.rstrip("/" + os.sep)  # as the shell completes it: the database is a folder
     if not text.endswith(".db"):

@@ -32,6 +32,8 @@ def test_what_is_wrong_is_said_before_anything_is_served(db: Path, monkeypatch: 
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     for options, sentence in (
         (["-k", 0], "top-k is a whole number"),
+        (["--port", 65536], "port is a whole number from 0 to 65535; got 65536."),
+        (["--port", -1], "port is a whole number"),
         (["--llm", "gpt"], "There is no key"),
         (["--embedder", "lexical", "--collection-name", "1"], "A collection's name"),
     ):

@@ -10,12 +10,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic_core import from_json, to_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from llama_index_colqwen.addresses import split_address
 from llama_index_colqwen.embedders.remote.contract import FINGERPRINT_HEADER, Limits, read_multi_vector
 from llama_index_colqwen.errors import (
     DimensionMismatchError,
@@ -266,12 +266,9 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _checked(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except (AttributeError, ValueError) as error:
-        raise InvalidOptionError(f"A service's address starts with http:// or https://; got {url!r}.") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidOptionError(f"A service's address starts with http:// or https://; got {url!r}.")
+    parts = split_address(url)
+    if parts is None:
+        raise InvalidOptionError(f"A service's address is such as http://127.0.0.1:8000; got {url!r}.")
     if parts.username or parts.password or parts.query or parts.fragment:
         # It is kept with collections, which are passed on.
         raise InvalidOptionError("A service's address has no user, password or query in it: give the secret as token=.")
