@@ -1,11 +1,13 @@
-"""A service's address as someone typed it -> its parts, or nothing if no service can have it."""
+"""A service's address and token as someone typed them -> what can be asked and sent."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["split_address"]
+from llama_index_colqwen.errors import InvalidOptionError
+
+__all__ = ["check_token", "split_address"]
 
 
 def split_address(text: str, schemes: Collection[str] = ("http", "https")) -> SplitResult | None:
@@ -19,3 +21,14 @@ def split_address(text: str, schemes: Collection[str] = ("http", "https")) -> Sp
     except (AttributeError, ValueError):
         return None
     return parts if parts.scheme in schemes and parts.hostname and not set(parts.hostname) & set(" \t") else None
+
+
+def check_token(name: str, token: str) -> str:
+    """Return a bearer token, which may be empty.
+
+    Raises:
+        InvalidOptionError: If no header can hold it; without showing it.
+    """
+    if not isinstance(token, str) or not (token.isascii() and token.isprintable()):
+        raise InvalidOptionError(f"{name} cannot be sent: a token is of printable ASCII characters.")
+    return token

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from llama_index_colqwen.addresses import split_address
+from llama_index_colqwen.addresses import check_token, split_address
 from llama_index_colqwen.errors import (
     ColQwenError,
     DocumentNotFoundError,
@@ -160,9 +160,7 @@ def _endpoint() -> tuple[str, str]:
     parts = split_address(base_url)
     if parts is None:
         raise InvalidOptionError("OPENAI_BASE_URL is no address such as http://127.0.0.1:8000/v1.")
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InvalidOptionError("OPENAI_API_KEY is no key: it has characters that no key has.")
+    key = check_token("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "").strip())
     if not key and parts.hostname == urlsplit(_OPENAI).hostname:
         raise InvalidOptionError(
             "There is no key: put OpenAI's in OPENAI_API_KEY, or the address of another endpoint in OPENAI_BASE_URL, "

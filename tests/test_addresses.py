@@ -24,7 +24,7 @@ def test_addresses_are_split(address: str, host: str, port: int | None) -> None:
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_what_no_service_can_have_is_a_sentence(address: str) -> None:
     assert split_address(address) is None
-    with pytest.raises(InvalidOptionError, match="A service's address is such as http"):
+    with pytest.raises(InvalidOptionError, match="a host and perhaps a port; got"):
         EndpointEmbedder(address)
     with pytest.raises(InvalidOptionError, match="uri is no server's address|a path ending in .db"):
         MilvusPageStore(address)
@@ -36,3 +36,10 @@ def test_passwords_in_a_stores_address_are_not_shown() -> None:
             MilvusPageStore(address)
         assert "cret" not in str(error.value)
     assert MilvusPageStore("tcp://root:s3cret@localhost:19530").uri == "tcp://localhost:19530"
+
+
+@pytest.mark.parametrize("token", ["caf\u00e9", "two\nlines", 5])
+def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
+    with pytest.raises(InvalidOptionError, match="printable ASCII") as error:
+        EndpointEmbedder("http://127.0.0.1:9", token=token)
+    assert str(token) not in str(error.value)

@@ -38,10 +38,11 @@ def serve(
         from rich.markup import escape
 
         from llama_index_colqwen import ColQwenEmbedder
+        from llama_index_colqwen.addresses import check_token
         from llama_index_colqwen.serving.app import Batching, create_app
         from llama_index_colqwen.serving.server import bind, make_server
 
-        token = os.environ.get("COLQWEN_TOKEN", "").strip() or None
+        token = check_token("COLQWEN_TOKEN", os.environ.get("COLQWEN_TOKEN", "").strip()) or None
         with closing(bind(host, port, token=token)) as taken:
             embedder = ColQwenEmbedder(
                 model, device, cast("Dtype", dtype), batch_size, max_visual_tokens, pool_factor=pool_factor

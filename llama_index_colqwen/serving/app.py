@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from llama_index_colqwen import __version__
+from llama_index_colqwen.addresses import check_token
 from llama_index_colqwen.embedders.colqwen.embedder import ColQwenEmbedder
 from llama_index_colqwen.embedders.remote.contract import FINGERPRINT_HEADER, EmbeddingRequest, Fault, Limits
 from llama_index_colqwen.errors import MissingDependencyError
@@ -56,9 +57,10 @@ def create_app(
         batching: How requests share the model.
 
     Raises:
-        InvalidOptionError: If the largest request would not fit the queue.
+        InvalidOptionError: If the largest request would not fit the queue, or no client could send the token.
         MissingDependencyError: If the extra `[server]` is not installed.
     """
+    check_token("token", token or "")
     limits = limits or Limits()
     service = Service(embedder, limits, batching or Batching())
     # A folder's path is private to this machine, and does not change what vectors mean.

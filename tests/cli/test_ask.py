@@ -192,7 +192,7 @@ def test_nothing_there_silence_and_other_services_are_one_sentence(
         ({"OPENAI_BASE_URL": "localhost:8000"}, [], "OPENAI_BASE_URL is no address"),
         ({"OPENAI_BASE_URL": "http://[::1"}, [], "OPENAI_BASE_URL is no address"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:65536"}, [], "OPENAI_BASE_URL is no address"),
-        ({"OPENAI_API_KEY": "sk-caf\u00e9"}, [], "OPENAI_API_KEY is no key: it has characters"),
+        ({"OPENAI_API_KEY": "sk-caf\u00e9"}, [], "OPENAI_API_KEY cannot be sent"),
         ({}, ["--timeout", "0"], "timeout is a number of seconds above 0; got 0"),
         ({}, ["--llm-max-pixels", "0"], "max_pixels is a whole number, at least 1"),
         ({}, ["--top-k", "0"], "similarity_top_k is a whole number, at least 1"),

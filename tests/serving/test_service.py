@@ -370,6 +370,17 @@ def test_a_queue_smaller_than_a_request_is_refused(embedder: Gated) -> None:
         create_app(embedder, batching=Batching(max_queue=10))
 
 
+def test_a_token_that_no_client_could_send_is_refused(embedder: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_index_colqwen.serving.app import create_app
+    from tests.cli.commands import run
+
+    with pytest.raises(InvalidOptionError, match="printable ASCII"):
+        create_app(embedder, token="caf\u00e9")
+    monkeypatch.setenv("COLQWEN_TOKEN", "caf\u00e9")
+    result = run("serve", "nowhere/at/all", "--port", "0")  # before the model is looked for
+    assert (result.exit_code, "COLQWEN_TOKEN cannot be sent" in result.output) == (1, True)
+
+
 # ---- many clients
 
 

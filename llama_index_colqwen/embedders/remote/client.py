@@ -15,7 +15,7 @@ import numpy as np
 from pydantic_core import from_json, to_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from llama_index_colqwen.addresses import split_address
+from llama_index_colqwen.addresses import check_token, split_address
 from llama_index_colqwen.embedders.remote.contract import FINGERPRINT_HEADER, Limits, read_multi_vector
 from llama_index_colqwen.errors import (
     DimensionMismatchError,
@@ -71,7 +71,7 @@ class EndpointClient:
         """See the class."""
         self.url = _checked(url)
         self.limits = Limits(max_body_bytes=2**31)
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": f"Bearer {token}"} if check_token("token (or COLQWEN_TOKEN)", token) else {}
         self._timeout, self._max_retries = timeout, max_retries
         self._client: httpx.AsyncClient | None = None
         self._digest: str | None = None
@@ -268,7 +268,7 @@ def _retry_after(value: str | None) -> float | None:
 def _checked(url: str) -> str:
     parts = split_address(url)
     if parts is None:
-        raise InvalidOptionError(f"A service's address is such as http://127.0.0.1:8000; got {url!r}.")
+        raise InvalidOptionError(f"A service's address is http:// or https://, a host and perhaps a port; got {url!r}.")
     if parts.username or parts.password or parts.query or parts.fragment:
         # It is kept with collections, which are passed on.
         raise InvalidOptionError("A service's address has no user, password or query in it: give the secret as token=.")
