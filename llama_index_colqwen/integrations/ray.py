@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from llama_index_colqwen.addresses import split_address
 from llama_index_colqwen.concurrency import gather
 from llama_index_colqwen.embedders.protocol import MultiVectorEmbedder, sees_images
 from llama_index_colqwen.embedders.resolve import resolve_embedder
@@ -539,10 +540,12 @@ def _connect(address: str | None) -> _Ray:
 
 def _knock(address: str) -> None:
     """See whether anyone listens there: Ray would try for a minute, and then end the process."""
-    host, _, port = address.rpartition(":")
+    parts = split_address(f"ray://{address}", ("ray",))
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError, OverflowError) as error:
+        if parts is None or not parts.port:
+            raise ValueError("no host or no port")
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+    except (OSError, ValueError) as error:
         raise ClusterError(
             f"There is no Ray cluster at {address} ({in_one_line(error)}). The address is HOST:PORT, as `ray start "
             "--head` prints it; the port is 6379 if nothing else was chosen."

@@ -346,7 +346,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], sentenc
         RayEmbedder("lexical", **options)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "127.0.0.1:no"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "127.0.0.1:no", "127.0.0.1:65536", ":6379"])
 def test_address_where_no_cluster_is_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the [ray] extra is not installed")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
