@@ -13,14 +13,14 @@ __all__ = ["check_token", "split_address"]
 def split_address(text: str, schemes: Collection[str] = ("http", "https")) -> SplitResult | None:
     """Split an address such as `https://host:8000/path`.
 
-    None if it is none: another scheme, no host, or a port that there is not. Clients would raise whatever they like.
+    None if it is none: another scheme, no host, or a port that there is not. Clients raise what they like for one.
     """
     try:
         parts = urlsplit(text)
         _ = parts.port  # is checked when it is read
     except (AttributeError, ValueError):
         return None
-    return parts if parts.scheme in schemes and parts.hostname and not set(parts.hostname) & set(" \t") else None
+    return parts if parts.scheme in schemes and parts.hostname and " " not in parts.hostname else None
 
 
 def check_token(name: str, token: str) -> str:

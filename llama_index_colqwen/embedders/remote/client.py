@@ -71,7 +71,8 @@ class EndpointClient:
         """See the class."""
         self.url = _checked(url)
         self.limits = Limits(max_body_bytes=2**31)
-        self._headers = {"Authorization": f"Bearer {token}"} if check_token("token (or COLQWEN_TOKEN)", token) else {}
+        check_token("token (or COLQWEN_TOKEN)", token)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout, self._max_retries = timeout, max_retries
         self._client: httpx.AsyncClient | None = None
         self._digest: str | None = None
